@@ -1,0 +1,1 @@
+"""recalld: conversation memory for AI applications, in Postgres, behind gRPC."""

@@ -1,0 +1,51 @@
+"""Every limit and default of the API, named once.
+
+The proto comments, the README's table and `recalld config` state the same numbers; tests/unit/test_limits.py ties them
+together.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+
+KIB: Final = 1024
+MIB: Final = 1024 * KIB
+
+# Identifiers and short texts, in Unicode characters (code points).
+MAX_ID_CHARACTERS: Final = 256
+MAX_ROLE_CHARACTERS: Final = 64
+MAX_NAME_CHARACTERS: Final = 256
+MAX_QUERY_CHARACTERS: Final = 4096
+
+# Documents, in bytes of UTF-8. Metadata is measured as compact JSON.
+MAX_CONTENT_BYTES: Final = 1 * MIB
+MAX_METADATA_BYTES: Final = 64 * KIB
+MAX_METADATA_DEPTH: Final = 32
+
+# Calls.
+MAX_MESSAGES_PER_CALL: Final = 1000
+MAX_ROLES_PER_SEARCH: Final = 100
+MAX_REQUEST_BYTES: Final = 4 * MIB
+
+# Pages, chunks and batches. Above the maximum means the maximum; 0 means the default.
+DEFAULT_PAGE_SIZE: Final = 100
+MAX_PAGE_SIZE: Final = 1000
+DEFAULT_LAST_N: Final = 12
+MAX_LAST_N: Final = 1000
+DEFAULT_PURGE_BATCH: Final = 1000
+MAX_PURGE_BATCH: Final = 10_000
+
+# A reply stays under the 4 MiB that gRPC clients accept by default; a chunk of a stream is smaller, so that a slow reader
+# holds little of the server's memory.
+MAX_PAGE_BYTES: Final = 3 * MIB
+MAX_CHUNK_BYTES: Final = 1 * MIB
+
+# Rows that one page may examine for a filter that no index answers, before it is sent as short as it is.
+MAX_EXAMINED: Final = 10_000
+
+# How long deleted data is kept before purging may remove it.
+DEFAULT_RETENTION: Final = timedelta(days=30)
+
+# Where everything belongs while authentication is off.
+DEFAULT_NAMESPACE: Final = "default"
