@@ -1,0 +1,21 @@
+"""`python -m recalld`, and the console script `recalld`."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Runs the command line, and exits with its status."""
+    try:
+        # Importing takes long enough to be interrupted.
+        from recalld.cli import run
+
+        status = run(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,285 @@
+"""The command line: `recalld serve | migrate | purge | config | version`.
+
+Every command imports what it needs when it runs, so that `recalld version` and `recalld config` are quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from recalld import __version__
+from recalld.settings import (
+    Settings,
+    SettingsError,
+    effective,
+    flag,
+    parse_duration,
+    show,
+    unknown_variables,
+    variable,
+    without_secrets,
+)
+
+if TYPE_CHECKING:
+    from recall.v1.admin_pb2 import PurgeResponse
+    from recalld.app import Server
+
+_INTERRUPTED: Final = 130  # what shells expect of a command that ended by SIGINT
+_USAGE: Final = 2
+
+# Seconds between two lines of progress where it cannot be shown in place.
+_LINE_INTERVAL: Final = 5.0
+
+_EXAMPLE: Final = '{"session_id":"demo","messages":[{"role":"user","content":"hello"}]}'
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit status. What goes wrong is told on stderr, one line for each thing."""
+    # gRPC's own lines say in another format what is reported here; the variable set to ERROR or INFO brings them back.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    try:
+        status = recalld.main(list(arguments), prog_name="recalld", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        complain(error.format_message())
+        return error.exit_code
+    except SettingsError as error:
+        complain(str(error))
+        return _USAGE
+    except click.Abort:
+        return _INTERRUPTED
+
+
+def complain(text: str) -> None:
+    """Says on stderr what is wrong, each line by itself."""
+    for line in text.splitlines():
+        click.echo(f"recalld: {line}", err=True)
+
+
+class Duration(click.ParamType[timedelta]):
+    """An option such as `7d`, `12h` or `90` (seconds)."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        try:
+            return parse_duration(value)
+        except ValueError as error:
+            self.fail(f'{error} (got "{value}")', param, ctx)
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Gives a command the flags of these settings, or of all, and calls it with the loaded settings first."""
+
+    chosen = names or tuple(Settings.model_fields)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        def load_and_run(**options: Any) -> Any:
+            given = {name: options.pop(name) for name in chosen}
+            for line in unknown_variables():
+                complain(f"warning: {line}")
+            settings = Settings.load({name: value for name, value in given.items() if value is not None})
+            return command(settings, **options)
+
+        decorated: Callable[..., Any] = functools.wraps(command)(load_and_run)
+        for name in reversed(chosen):
+            decorated = _option(name)(decorated)
+        return decorated
+
+    return decorate
+
+
+def _option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    field = Settings.model_fields[name]
+    text = f"{field.description} [{variable(name)}; default: {show(field.default) or 'unset'}]"
+    if field.annotation is bool:
+        return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=text)
+    return click.option(flag(name), name, metavar="VALUE", help=text)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def recalld() -> None:
+    """Conversation memory for AI applications, in Postgres, behind gRPC."""
+
+
+@recalld.command()
+@with_settings()
+def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
+    from recalld import app
+    from recalld.embedded import EmbeddedPostgresError
+    from recalld.storage import MigrationError
+
+    _log_to_stderr(settings.log_level)
+    try:
+        app.serve(settings, functools.partial(_announce, settings))
+    except (app.StartError, EmbeddedPostgresError, MigrationError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@recalld.command()
+@with_settings("database_url", "data_dir", "search_language", "log_level")
+def migrate(settings: Settings) -> None:
+    """Bring the database to the schema, and the search language, of this version."""
+    from recalld import storage
+    from recalld.embedded import EmbeddedPostgresError, postgres
+    from recalld.errors import StorageUnavailable
+
+    _log_to_stderr(settings.log_level)
+    configured = settings.database_url
+    try:
+        with nullcontext(configured.get_secret_value()) if configured else postgres(settings.data_dir) as url:
+            steps = storage.migrate(url, settings.search_language, change_language=True)
+    except StorageUnavailable as error:
+        raise click.ClickException(f"{error}: {_one_line(error.__cause__)}") from error
+    except (EmbeddedPostgresError, storage.MigrationError) as error:
+        raise click.ClickException(str(error)) from error
+    for step in steps:
+        click.echo(f"migrated: {step}")
+    if not steps:
+        click.echo("nothing to do: the database is up to date")
+
+
+@recalld.command()
+@with_settings("listen")
+@click.option("--older-than", type=Duration(), help="Remove what was deleted this long ago. [default: the retention]")
+@click.option("--session", "session_id", metavar="ID", help="Only this session.")
+@click.option("--user", "user_id", metavar="ID", help="Only this user and its sessions.")
+@click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
+@click.option("--batch-size", type=int, default=0, help="The most messages removed in one transaction.")
+@click.option("--target", metavar="HOST:PORT", help="The server to ask. [default: the setting listen]")
+def purge(
+    settings: Settings,
+    older_than: timedelta | None,
+    session_id: str | None,
+    user_id: str | None,
+    dry_run: bool,
+    batch_size: int,
+    target: str | None,
+) -> None:
+    """Have a running server remove deleted data for good."""
+    import grpc
+
+    from recall.v1.admin_pb2 import PurgeRequest
+    from recall.v1.admin_pb2_grpc import AdminServiceStub
+
+    if session_id is not None and user_id is not None:
+        raise click.UsageError("--session and --user exclude each other")
+    request = PurgeRequest(dry_run=dry_run, batch_size=batch_size)
+    if older_than is not None:
+        request.older_than.FromTimedelta(older_than)
+    if session_id is not None:
+        request.session_id = session_id
+    if user_id is not None:
+        request.user_id = user_id
+    with grpc.insecure_channel(target or settings.listen) as channel:
+        try:
+            _show_progress(AdminServiceStub(channel).Purge(request), dry_run=dry_run)
+        except grpc.RpcError as error:
+            raise click.ClickException(f"{error.code().name}: {_one_line(error.details())}") from None
+
+
+@recalld.command()
+@with_settings()
+@click.option("--json", "as_json", is_flag=True, help="As JSON, an object by setting.")
+def config(settings: Settings, as_json: bool) -> None:
+    """Show every setting, its value, where that comes from, and its meaning. Takes the flags of serve."""
+    if as_json:
+        import json
+
+        shown = {row.name: {k: v for k, v in row._asdict().items() if k != "name"} for row in effective(settings)}
+        click.echo(json.dumps(shown, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("Variable", "Value", "Source", "Meaning", box=None, header_style="bold", pad_edge=False)
+    table.columns[0].no_wrap = True
+    table.columns[1].overflow = "fold"
+    for row in effective(settings):
+        table.add_row(row.variable, row.value, row.source, row.meaning)
+    Console(highlight=False, markup=False).print(table)
+
+
+@recalld.command()
+def version() -> None:
+    """Show the versions of recalld and of what it stands on."""
+    import platform
+
+    import google.protobuf
+    import grpc
+    import psycopg
+    from google.protobuf.internal import api_implementation
+
+    click.echo(f"recalld {__version__}")
+    click.echo(f"python {platform.python_version()}")
+    click.echo(f"grpcio {grpc.__version__}")
+    click.echo(f"protobuf {google.protobuf.__version__} ({api_implementation.Type()})")
+    libpq = psycopg.pq.version_pretty(psycopg.pq.version())
+    click.echo(f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq})")
+
+
+def _announce(settings: Settings, server: Server) -> None:
+    url = settings.database_url
+    where = (
+        f"Postgres at {without_secrets(url.get_secret_value())}" if url else f"embedded Postgres in {settings.data_dir}"
+    )
+    print(f"recalld {__version__} listens on {server.address}")
+    print(f"data: {where}")
+    print(f"try:  grpcurl -plaintext -d '{_EXAMPLE}' {server.address} recall.v1.MemoryService/AddMemory", flush=True)
+
+
+def _show_progress(responses: Iterator[PurgeResponse], *, dry_run: bool) -> None:
+    """Shows what was removed so far: in place on a terminal, otherwise a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    verb = "would remove" if dry_run else "removed"
+    columns = (BarColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    console = Console(highlight=False, soft_wrap=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        # How much there is to remove is not known before it is removed: the bar only pulses.
+        bar = progress.add_task(verb, total=None)
+        last_line = time.monotonic()
+        for response in responses:
+            line = f"{verb} {response.sessions} sessions, {response.messages} messages, {response.users} users"
+            if response.done:
+                console.print(line, markup=False)
+            elif console.is_terminal:
+                progress.update(bar, description=line)
+            elif time.monotonic() - last_line > _LINE_INTERVAL:
+                last_line = time.monotonic()
+                console.print(f"{line} so far", markup=False)
+
+
+class _OneLine(logging.Formatter):
+    """Every event on a line, whatever libpq puts into its messages; only a traceback has more."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return _one_line(super().formatMessage(record))
+
+
+def _log_to_stderr(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+    # Each reports as events what is a step of ours: an attempt to connect, a migration.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

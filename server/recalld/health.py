@@ -1,0 +1,103 @@
+"""grpc.health.v1: serving while the database answers, and its schema is the one that this server needs."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Collection
+from itertools import chain, repeat
+from typing import Final
+
+from grpc_health.v1.health import OVERALL_HEALTH, HealthServicer
+from grpc_health.v1.health_pb2 import HealthCheckResponse
+
+from recalld.errors import StorageUnavailable
+
+log = logging.getLogger(__name__)
+
+# Seconds between pings, and how old the last answer may be. A frozen database leaves a ping hanging, so it is the age
+# of the answer that counts, not the failure of a ping.
+_PING_INTERVAL: Final = 0.5
+_ANSWER_LIFETIME: Final = 2.0
+
+# Seconds between attempts to reach the database at start; the last one repeats.
+_BACKOFF: Final = (0.5, 1.0, 2.0, 4.0)
+
+
+class Health:
+    """Tells health checks what a watch on the database sees.
+
+    Args:
+        services: full names of the services that stand and fall with the database.
+        prepare: brings the database to the schema that is needed; tried again while it raises StorageUnavailable.
+        ping: returns when the database answers; raises StorageUnavailable.
+        fail: told of any other error of `prepare`, after which the watch ends.
+    """
+
+    def __init__(
+        self,
+        services: Collection[str],
+        *,
+        prepare: Callable[[], None],
+        ping: Callable[[], None],
+        fail: Callable[[Exception], None],
+    ) -> None:
+        # Non-blocking: an open Watch holds no thread.
+        self.servicer = HealthServicer(experimental_non_blocking=True)
+        self._services = (OVERALL_HEALTH, *services)
+        self._prepare = prepare
+        self._ping = ping
+        self._fail = fail
+        self._stopped = threading.Event()
+        self._last_answer = float("-inf")
+        self._serving = False
+        self._publish()
+
+    def start(self) -> None:
+        """Starts to watch the database. Its threads are daemons: a ping of a frozen database can outlive `stop`."""
+        for target in (self._ping_database, self._watch_answers):
+            threading.Thread(target=target, name="recalld-health", daemon=True).start()
+
+    def stop(self) -> None:
+        """Says NOT_SERVING, for good."""
+        self._stopped.set()
+        self.servicer.enter_graceful_shutdown()
+
+    def _ping_database(self) -> None:
+        if not self._prepared():
+            return
+        while not self._stopped.is_set():
+            try:
+                self._ping()
+                self._last_answer = time.monotonic()
+            except StorageUnavailable:
+                self._last_answer = float("-inf")
+            self._stopped.wait(_PING_INTERVAL)
+
+    def _prepared(self) -> bool:
+        for delay in chain(_BACKOFF, repeat(_BACKOFF[-1])):
+            try:
+                self._prepare()
+                return True
+            except StorageUnavailable as error:
+                log.warning("no database yet, next attempt in %g s: %s", delay, error.__cause__ or error)
+            except Exception as error:
+                self._fail(error)
+                return False
+            if self._stopped.wait(delay):
+                return False
+        raise AssertionError("the delays never end")
+
+    def _watch_answers(self) -> None:
+        while not self._stopped.wait(_PING_INTERVAL / 4):
+            serving = time.monotonic() - self._last_answer < _ANSWER_LIFETIME
+            if serving != self._serving:
+                self._serving = serving
+                self._publish()
+                log.log(*(logging.INFO, "serving") if serving else (logging.WARNING, "the database does not answer"))
+
+    def _publish(self) -> None:
+        status = HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING
+        for service in self._services:
+            self.servicer.set(service, status)

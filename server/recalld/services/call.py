@@ -1,0 +1,57 @@
+"""A call as the store sees it, over the context that gRPC gives a servicer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import grpc
+
+from recalld import limits
+
+
+def namespace_of(context: grpc.ServicerContext) -> str:
+    """The isolated world that the caller may touch."""
+    return limits.DEFAULT_NAMESPACE
+
+
+class RpcCall:
+    """`recalld.domain.Call` for one RPC.
+
+    A streaming call runs many statements, and gRPC keeps every callback that it is given until the RPC ends. So this
+    registers one callback, and holds the latest of the store's: those of finished statements have nothing left to do.
+    """
+
+    def __init__(self, context: grpc.ServicerContext) -> None:
+        self._namespace = namespace_of(context)
+        self._context = context
+        self._lock = threading.Lock()
+        self._callback: Callable[[], None] | None = None
+        self._over = False
+        if not context.add_callback(self._end):
+            self._over = True
+
+    @property
+    def namespace(self) -> str:
+        return self._namespace
+
+    def remaining(self) -> float | None:
+        remaining = self._context.time_remaining()
+        # gRPC reports a missing deadline as one that lies some 300 billion years ahead.
+        if remaining is None or remaining > threading.TIMEOUT_MAX:
+            return None
+        return max(0.0, remaining)
+
+    def when_over(self, callback: Callable[[], None]) -> bool:
+        with self._lock:
+            if self._over:
+                return False
+            self._callback = callback
+            return True
+
+    def _end(self) -> None:
+        with self._lock:
+            self._over = True
+            callback, self._callback = self._callback, None
+        if callback is not None:
+            callback()

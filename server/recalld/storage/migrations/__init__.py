@@ -1,0 +1,21 @@
+"""The schema's history: one plain .sql file a step, in order, applied by Alembic.
+
+Each step is `versions/NNNN_words.sql` with a few lines of Python of the same name, which tell Alembic its place in the
+order. A step must leave the previous release of the server working, and is never edited once released.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+
+def upgrade_from_sql(revision_file: str) -> Callable[[], None]:
+    """Makes a revision's `upgrade` out of the .sql file that lies beside it."""
+
+    def upgrade() -> None:
+        from alembic import op
+
+        op.execute(Path(revision_file).with_suffix(".sql").read_text("utf-8"))
+
+    return upgrade

@@ -1,0 +1,113 @@
+"""Purging on Postgres: tombstone by tombstone, in small transactions, safe to run twice and to kill at any point."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from recalld.domain import Call, PurgeProgress, PurgeQuery
+from recalld.storage.keys import session_key
+from recalld.storage.rows import SubjectStore, Values
+from recalld.storage.sql import compose, statements
+
+_SQL = statements("purge")
+_PICK = {
+    scope: compose(_SQL["pick"], scope=condition)
+    for scope, condition in {
+        "session": "t.session_key = %(session_key)s",
+        "user": "t.session_key in (select s.session_key from recalld.session as s"
+        " where s.namespace = %(namespace)s and s.user_id = %(user_id)s)",
+        "namespace": "true",
+    }.items()
+}
+
+
+class _Tombstone(NamedTuple):
+    """Messages first_seq to last_seq of a session, deleted at delete_time; `whole` when the session was deleted."""
+
+    session_key: UUID
+    last_seq: int
+    delete_time: datetime
+    first_seq: int
+    whole: bool
+
+
+class PurgeStore(SubjectStore):
+    """The part of recalld.domain.Store about purging."""
+
+    def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]:
+        sessions = messages = users = 0
+        for tombstone in self._tombstones(call, query):
+            for more_sessions, more_messages in self._steps(call, query, tombstone):
+                sessions += more_sessions
+                messages += more_messages
+                yield PurgeProgress(sessions, messages, users)
+        if not query.session_id:
+            users = self._purge_users(call, query)
+        yield PurgeProgress(sessions, messages, users)
+
+    def _tombstones(self, call: Call, query: PurgeQuery) -> Iterator[_Tombstone]:
+        """What there is to do, oldest deletion first; no connection is held while it is done."""
+        values: Values = {
+            "namespace": call.namespace,
+            "cutoff": query.cutoff,
+            "session_key": session_key(call.namespace, query.session_id),
+            "user_id": query.user_id,
+            "after_time": None,
+            "after_key": None,
+            "after_seq": 0,
+        }
+        statement = _PICK["session" if query.session_id else "user" if query.user_id else "namespace"]
+        while True:
+            with self._database.connection(call) as connection:
+                rows = connection.execute(statement, values).fetchall()
+            if not rows:
+                return
+            for row in rows:
+                last = _Tombstone(*row)
+                yield last
+            values |= {"after_time": last.delete_time, "after_key": last.session_key, "after_seq": last.last_seq}
+
+    def _steps(self, call: Call, query: PurgeQuery, tombstone: _Tombstone) -> Iterator[tuple[int, int]]:
+        """One tombstone in batches; yields the sessions and messages removed by each."""
+        values = tombstone._asdict()
+        first_seq = tombstone.first_seq
+        while True:
+            next_seq = first_seq + query.batch_size
+            done = next_seq > tombstone.last_seq
+            values |= {"first_seq": first_seq, "next_seq": next_seq}
+            if query.dry_run:
+                names = ["count_batch"]
+            elif not done:
+                names = ["remove_batch"]
+            elif tombstone.whole:
+                # In case the session has come back to life since, its messages remain to be removed.
+                names = ["remove_session", "remove_last"]
+            else:
+                names = ["remove_last"]
+            for name in names:
+                sessions, messages = self._step(call, name, values)
+                yield sessions, messages
+                if sessions:
+                    return
+            if done:
+                return
+            first_seq = next_seq
+
+    def _step(self, call: Call, name: str, values: Values) -> tuple[int, int]:
+        with self._database.connection(call) as connection:
+            row = connection.execute(_SQL[name], values).fetchone()
+        assert row is not None
+        return row[0], row[1]
+
+    def _purge_users(self, call: Call, query: PurgeQuery) -> int:
+        """Removes the deleted users that no session is left of, and returns how many they are."""
+        values = {"namespace": call.namespace, "cutoff": query.cutoff, "user_id": query.user_id}
+        with self._database.connection(call) as connection:
+            if query.dry_run:
+                row = connection.execute(_SQL["count_users"], values).fetchone()
+                assert row is not None
+                return int(row[0])
+            return connection.execute(_SQL["remove_users"], values).rowcount

@@ -1,0 +1,173 @@
+-- name: columns
+m.message_id, m.seq, m.role, m.content, m.metadata, m.token_count, m.create_time, m.update_time
+
+-- name: append
+select a.last_seq, a.outcome
+  from recalld.append(%(session_key)s, %(namespace)s, %(session_id)s, %(user_id)s, %(metadata)s::jsonb, %(create)s,
+                      %(expected_last_seq)s, %(outcome)s::smallint, %(time)s, %(message_ids)s::uuid[], %(roles)s::text[],
+                      %(contents)s::text[], %(metadatas)s::jsonb[], %(token_counts)s::integer[]) as a
+
+-- name: replayed
+-- What is stored under the ids of a call, and whether it is what the call sends.
+select new.place, m.seq, m.create_time, m.outcome,
+       coalesce(m.sent_digest, recalld.message_digest(m.role, m.content, m.metadata, m.token_count))
+       = recalld.message_digest(new.role, new.content, new.metadata, new.token_count) as same
+  from unnest(%(message_ids)s::uuid[], %(roles)s::text[], %(contents)s::text[], %(metadatas)s::jsonb[],
+              %(token_counts)s::integer[])
+       with ordinality as new (message_id, role, content, metadata, token_count, place)
+  join recalld.message as m
+    on m.session_key = %(session_key)s
+   and m.message_id = new.message_id
+ order by new.place
+
+-- name: get_memory
+-- The session's row, then its messages, each with the other's columns null: one statement, so one moment. The newest
+-- messages that fit: the running totals grow from the newest down and the first that does not fit ends the list.
+-- However many of the messages above the watermark were deleted singly, the newest n live ones lie above
+-- cleared_seq + message_count - n: so the range that is read is as long as the answer, not as the session.
+with s as (
+    select *
+      from recalld.session as s
+     where s.session_key = %(session_key)s
+       and s.delete_time is null
+)
+select {session_columns}, {no_message}
+  from s
+ union all
+select {no_session}, {columns}
+  from s
+ cross join lateral (
+       select m.*,
+              sum(coalesce(m.token_count, (octet_length(m.content) + 3) / 4)) over newest as tokens,
+              sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0) + 256) over newest as bytes
+         from recalld.message as m
+        where m.session_key = %(session_key)s
+          and m.seq > greatest(s.cleared_seq, s.cleared_seq + s.message_count - %(last_n)s, %(after_seq)s)
+          and m.delete_time is null
+       window newest as (order by m.seq desc rows unbounded preceding)
+        order by m.seq desc
+        limit %(last_n)s) as m
+ where (%(max_tokens)s = 0 or m.tokens <= %(max_tokens)s)
+   and m.bytes <= %(max_bytes)s
+
+-- name: list_messages
+-- One row with null columns says that the session is live and this page is empty; followed, that the page is not the
+-- last. Of any limit + 1 + dead consecutive seqs, limit + 1 are live: that is the range to read.
+with s as (
+    select s.cleared_seq, s.last_seq, %(limit)s + 1 + s.last_seq - s.cleared_seq - s.message_count as reach
+      from recalld.session as s
+     where s.session_key = %(session_key)s
+       and s.delete_time is null
+)
+select {columns}, m.followed
+  from s
+  left join lateral (
+       select m.*,
+              sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0) + 256) over page as bytes,
+              lead(m.seq) over page is not null as followed
+         from recalld.message as m
+        where m.session_key = %(session_key)s
+          and {range}
+          and m.delete_time is null
+       window page as (order by m.seq {direction} rows unbounded preceding)
+        order by m.seq {direction}
+        limit %(limit)s) as m
+    on m.bytes <= %(max_bytes)s
+ order by m.seq {direction}
+
+-- name: ascending
+m.seq > greatest(s.cleared_seq, %(after_seq)s) and m.seq <= greatest(s.cleared_seq, %(after_seq)s) + s.reach
+
+-- name: descending
+m.seq > s.cleared_seq
+          and m.seq < least(s.last_seq + 1, %(after_seq)s) and m.seq >= least(s.last_seq + 1, %(after_seq)s) - s.reach
+
+-- name: get_message
+select {columns}
+  from recalld.message as m
+  join recalld.session as s
+    on s.session_key = %(session_key)s
+   and s.delete_time is null
+ where m.session_key = %(session_key)s
+   and m.message_id = %(message_id)s
+   and m.seq > s.cleared_seq
+   and m.delete_time is null
+
+-- name: update_message
+-- The session's row first, as everywhere; the caller rolls back when no message comes of it.
+with s as (
+    update recalld.session as s
+       set update_time = greatest(s.update_time, %(time)s),
+           active_time = greatest(s.active_time, %(minute)s)
+     where s.session_key = %(session_key)s
+       and s.delete_time is null
+    returning s.cleared_seq
+)
+update recalld.message as m
+   set content = coalesce(%(content)s, m.content),
+       role = coalesce(%(role)s, m.role),
+       token_count = case when %(token_count)s::bigint is null then m.token_count
+                          else nullif(%(token_count)s::bigint, 0)::integer end,
+       metadata = case when %(metadata)s::jsonb is null then m.metadata
+                       when %(replace)s then nullif(%(metadata)s::jsonb, '{{}}')
+                       else nullif(recalld.merge_patch(m.metadata, %(metadata)s::jsonb), '{{}}') end,
+       update_time = %(time)s,
+       sent_digest = coalesce(m.sent_digest, recalld.message_digest(m.role, m.content, m.metadata, m.token_count))
+  from s
+ where m.session_key = %(session_key)s
+   and m.message_id = %(message_id)s
+   and m.seq > s.cleared_seq
+   and m.delete_time is null
+returning {columns}
+
+-- name: delete_message
+with s as (
+    update recalld.session as s
+       set update_time = greatest(s.update_time, %(time)s),
+           active_time = greatest(s.active_time, %(minute)s),
+           message_count = s.message_count - 1
+     where s.session_key = %(session_key)s
+       and s.delete_time is null
+    returning s.cleared_seq, s.namespace
+), m as (
+    update recalld.message as m
+       set delete_time = %(time)s
+      from s
+     where m.session_key = %(session_key)s
+       and m.message_id = %(message_id)s
+       and m.seq > s.cleared_seq
+       and m.delete_time is null
+    returning m.*, s.namespace
+), tombstone as (
+    insert into recalld.tombstone as t (session_key, last_seq, delete_time, first_seq, namespace, whole)
+    select m.session_key, m.seq, %(time)s, m.seq, m.namespace, false
+      from m
+    on conflict (session_key, last_seq, delete_time) do update
+       set first_seq = least(t.first_seq, excluded.first_seq), whole = t.whole or excluded.whole
+)
+select {columns}
+  from m
+
+-- name: search_terms
+-- Any term may match: the query's lexemes, quoted, with or between them. Null when there are none.
+(select string_agg('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''', ' | ')::tsquery
+   from unnest(to_tsvector(recalld.search_language(), %(query)s)))
+
+-- name: search
+select m.session_id, {columns}, m.score
+  from (select m.*, ts_rank(recalld.searchable(m.role, m.content), {terms}) as score, s.session_id
+          from recalld.session as s
+          join recalld.message as m
+            on m.session_key = s.session_key
+         where s.namespace = %(namespace)s
+           and not s.deleted
+           and {scope}
+           and m.seq > s.cleared_seq
+           and m.delete_time is null
+           and recalld.searchable(m.role, m.content) @@ {terms}
+           and (%(roles)s::text[] is null or m.role = any(%(roles)s))
+           and (%(metadata)s::jsonb is null or coalesce(m.metadata, '{{}}') @> %(metadata)s::jsonb)
+           and (%(create_from)s::timestamptz is null or m.create_time >= %(create_from)s)
+           and (%(create_to)s::timestamptz is null or m.create_time < %(create_to)s)
+         order by score desc, m.create_time desc, m.session_key, m.seq desc
+         limit %(limit)s) as m

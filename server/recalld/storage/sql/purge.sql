@@ -1,0 +1,116 @@
+-- name: pick
+-- Without a lock: each step looks again.
+select t.session_key, t.last_seq, t.delete_time, t.first_seq, t.whole
+  from recalld.tombstone as t
+ where t.namespace = %(namespace)s
+   and t.delete_time <= %(cutoff)s
+   and {scope}
+   and (t.delete_time, t.session_key, t.last_seq)
+       > (coalesce(%(after_time)s::timestamptz, '-infinity'),
+          coalesce(%(after_key)s::uuid, '00000000-0000-0000-0000-000000000000'),
+          %(after_seq)s::bigint)
+ order by t.delete_time, t.session_key, t.last_seq
+ limit 1000
+
+-- name: remove_batch
+-- Removes the first messages of a tombstone's range and records how far it came. The statement sees one moment, in which
+-- the tombstone still stands: so every message that it sees in the range is deleted, whoever else purges or writes.
+with t as (
+    update recalld.tombstone as t
+       set first_seq = %(next_seq)s
+     where t.session_key = %(session_key)s
+       and t.last_seq = %(last_seq)s
+       and t.delete_time = %(delete_time)s
+    returning t.session_key
+), m as (
+    delete from recalld.message as m
+     using t
+     where m.session_key = %(session_key)s
+       and t.session_key = m.session_key
+       and m.seq >= %(first_seq)s
+       and m.seq < %(next_seq)s
+    returning m.seq
+)
+select 0, (select count(*) from m)
+
+-- name: remove_last
+-- The rest of a tombstone's range, and the tombstone.
+with t as (
+    delete from recalld.tombstone as t
+     where t.session_key = %(session_key)s
+       and t.last_seq = %(last_seq)s
+       and t.delete_time = %(delete_time)s
+    returning t.session_key
+), m as (
+    delete from recalld.message as m
+     using t
+     where m.session_key = %(session_key)s
+       and t.session_key = m.session_key
+       and m.seq >= %(first_seq)s
+       and m.seq <= %(last_seq)s
+    returning m.seq
+)
+select 0, (select count(*) from m)
+
+-- name: remove_session
+-- A deleted session with all that is left of it, if it is still deleted as of the tombstone. A write that revives it
+-- meanwhile changes the row, whose conditions are then looked at anew: a live session stays, and nothing is removed.
+with s as (
+    delete from recalld.session as s
+     where s.session_key = %(session_key)s
+       and s.delete_time = %(delete_time)s
+       and s.last_seq = %(last_seq)s
+    returning s.session_key
+), t as (
+    delete from recalld.tombstone as t
+     where t.session_key = %(session_key)s
+       and t.last_seq <= %(last_seq)s
+       and (select count(*) from s) > 0
+), m as (
+    delete from recalld.message as m
+     where m.session_key = %(session_key)s
+       and m.seq <= %(last_seq)s
+       and (select count(*) from s) > 0
+    returning m.seq
+)
+select (select count(*) from s), (select count(*) from m)
+
+-- name: count_batch
+-- What the steps above would remove. A message that was deleted on its own counts at its own tombstone, a session at the
+-- end of that of its own deletion.
+select (select count(*)
+          from recalld.session as s
+         where s.session_key = %(session_key)s
+           and s.delete_time = %(delete_time)s
+           and s.last_seq = %(last_seq)s
+           and %(next_seq)s > %(last_seq)s),
+       (select count(*)
+          from recalld.message as m
+         where m.session_key = %(session_key)s
+           and m.seq >= %(first_seq)s
+           and m.seq < %(next_seq)s
+           and m.seq <= %(last_seq)s
+           and (m.delete_time is null or m.delete_time = %(delete_time)s))
+
+-- name: remove_users
+delete from recalld.app_user as u
+ where u.namespace = %(namespace)s
+   and u.delete_time <= %(cutoff)s
+   and (%(user_id)s = '' or u.user_id = %(user_id)s)
+   and not exists (select
+                     from recalld.session as s
+                    where s.namespace = %(namespace)s
+                      and s.user_id = u.user_id)
+returning u.user_key
+
+-- name: count_users
+select count(*)
+  from recalld.app_user as u
+ where u.namespace = %(namespace)s
+   and u.delete_time <= %(cutoff)s
+   and (%(user_id)s = '' or u.user_id = %(user_id)s)
+   and not exists (select
+                     from recalld.session as s
+                    where s.namespace = %(namespace)s
+                      and s.user_id = u.user_id
+                      and (s.delete_time is null or s.delete_time > %(cutoff)s))

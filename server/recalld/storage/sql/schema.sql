@@ -1,0 +1,25 @@
+-- name: ping
+select
+
+-- name: revision
+select version_num from recalld.alembic_version
+
+-- name: search_language
+select cfgname from pg_catalog.pg_ts_config where oid = recalld.search_language()
+
+-- name: find_language
+select from pg_catalog.pg_ts_config
+ where cfgname = %(language)s and cfgnamespace = 'pg_catalog'::regnamespace
+
+-- name: set_search_language
+create or replace function recalld.search_language() returns regconfig
+    language sql immutable parallel safe
+    return ('pg_catalog.' || {language})::regconfig
+
+-- name: set_searchable
+create or replace function recalld.searchable(role text, content text) returns tsvector
+    language sql immutable parallel safe
+    return to_tsvector(('pg_catalog.' || {language})::regconfig, left(role || ' ' || content, 65536))
+
+-- name: reindex_search
+reindex index concurrently recalld.message_by_text

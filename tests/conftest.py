@@ -1,0 +1,44 @@
+"""Fixtures that every suite may use: databases, and stores on them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from recalld.storage import PostgresStore
+from tests.postgres import SERVER_VARIABLE, Databases, open_database, running_databases
+
+# A developer's own configuration must not reach the tests. The one variable that is theirs stays, for pytest-xdist's
+# workers inherit it from here.
+for variable in [name for name in os.environ if name.startswith("RECALLD_") and name != SERVER_VARIABLE]:
+    del os.environ[variable]
+
+
+@pytest.fixture(scope="session")
+def databases() -> Iterator[Databases]:
+    """Makes databases; for suites that need more than one, or one without a schema."""
+    with running_databases() as made:
+        yield made
+
+
+@pytest.fixture
+def database_url(databases: Databases) -> Iterator[str]:
+    """A migrated, empty database of the test's own."""
+    with databases.copy() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def shared_database_url(databases: Databases) -> Iterator[str]:
+    """A migrated database for a module whose tests keep apart by namespace."""
+    with databases.copy() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_store(database_url: str) -> Iterator[PostgresStore]:
+    """A store on a database of the test's own."""
+    with open_database(database_url) as database:
+        yield PostgresStore(database)

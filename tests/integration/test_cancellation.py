@@ -1,0 +1,175 @@
+"""A call whose deadline has passed, or whose client has gone away, stops what it has running in Postgres."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import psycopg
+import pytest
+
+from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
+from recall.v1.session_pb2 import (
+    CreateSessionRequest,
+    DeleteSessionRequest,
+    GetSessionRequest,
+    StreamSessionsRequest,
+)
+from recalld.services.call import RpcCall
+from tests.integration.conftest import Client, connected, serving
+
+Row = tuple[Any, ...]
+
+
+class Observer:
+    """Looks at the database from outside the server, and gets in its way."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._connection = psycopg.connect(url, autocommit=True)
+
+    def statements(self) -> list[int]:
+        """The backends that run a statement of the server's, or have left a transaction open."""
+        rows = self._connection.execute(
+            "select pid from pg_stat_activity where application_name = 'recalld' and state <> 'idle'"
+            " and datname = current_database() and query <> 'select'"
+        )
+        return [pid for (pid,) in rows]
+
+    @contextmanager
+    def locked(self, session_id: str) -> Iterator[None]:
+        """Holds the lock on a session's row, so that whoever wants to write it waits."""
+        with psycopg.connect(self._url) as connection:
+            connection.execute(
+                "select from recalld.session where session_id = %s for update", (session_id,)
+            )
+            yield
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+@pytest.fixture
+def observer(database_url: str) -> Iterator[Observer]:
+    observer = Observer(database_url)
+    yield observer
+    observer.close()
+
+
+def becomes(condition: Callable[[], bool], *, within: float) -> bool:
+    """Whether the condition comes true in time."""
+    deadline = time.monotonic() + within
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def create(client: Client, session_id: str = "s") -> None:
+    client.sessions.CreateSession(CreateSessionRequest(session_id=session_id), timeout=10)
+
+
+def blocked(client: Client, timeout: float | None) -> grpc.Future:
+    """A call that waits for the lock on the session."""
+    call: grpc.Future = client.sessions.DeleteSession.future(DeleteSessionRequest(session_id="s"), timeout=timeout)
+    return call
+
+
+def test_a_statement_stops_when_the_deadline_passes(client: Client, observer: Observer) -> None:
+    create(client)
+    with observer.locked("s"):
+        call = blocked(client, timeout=0.5)
+        assert becomes(lambda: len(observer.statements()) == 1, within=5)
+        assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert becomes(lambda: observer.statements() == [], within=1)
+
+    assert client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10).session.session_id == "s"
+
+
+def test_a_statement_stops_when_the_client_cancels(client: Client, observer: Observer) -> None:
+    create(client)
+    with observer.locked("s"):
+        call = blocked(client, timeout=None)
+        assert becomes(lambda: len(observer.statements()) == 1, within=5)
+        call.cancel()
+        assert becomes(lambda: observer.statements() == [], within=1)
+
+
+def test_a_statement_runs_on_where_nobody_stops_it(
+    client: Client, observer: Observer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control of the two tests above: they can fail."""
+    monkeypatch.setattr(RpcCall, "when_over", lambda self, callback: True)
+    create(client)
+    with observer.locked("s"):
+        call = blocked(client, timeout=0.5)
+        assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert not becomes(lambda: observer.statements() == [], within=1)
+
+
+def test_a_call_on_a_frozen_backend_ends_soon_after_its_deadline(
+    database_url: str, observer: Observer, request: pytest.FixtureRequest
+) -> None:
+    """A stopped process answers no cancel request: the connection is cut, and the only thread is free again."""
+    with serving(database_url, threads=1) as server, connected(server) as client:
+        create(client)
+        with observer.locked("s"):
+            call = blocked(client, timeout=0.5)
+            assert becomes(lambda: len(observer.statements()) == 1, within=5)
+            (pid,) = observer.statements()
+            try:
+                os.kill(pid, signal.SIGSTOP)
+            except (PermissionError, ProcessLookupError):
+                pytest.skip("the database is not on this machine, or belongs to another user")
+            try:
+                assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+                client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_stream_holds_no_connection_while_its_client_reads(database_url: str, observer: Observer) -> None:
+    with serving(database_url, pool_size=1, threads=4) as server, connected(server) as client:
+        for n in range(5):
+            create(client, f"s{n}")
+        stream = client.sessions.StreamSessions(StreamSessionsRequest(chunk_size=1), timeout=30)
+        first = next(stream)
+
+        assert becomes(lambda: observer.statements() == [], within=5)
+        client.sessions.GetSession(GetSessionRequest(session_id="s0"), timeout=5)
+
+        rest = [session.session_id for chunk in stream for session in chunk.sessions]
+        assert [first.sessions[0].session_id, *rest] == [f"s{n}" for n in range(5)]
+
+
+def test_a_storm_of_cancelled_calls_leaks_nothing(database_url: str, observer: Observer) -> None:
+    with serving(database_url, pool_size=4) as server, connected(server) as client:
+        create(client)
+
+        def storm(seed: int) -> None:
+            chance = random.Random(seed)
+            for n in range(100):
+                message = Message(role="user", content=f"{seed} {n}")
+                calls = (
+                    (client.memory.AddMemory, AddMemoryRequest(session_id=f"s{n % 3}", messages=[message])),
+                    (client.memory.GetMemory, GetMemoryRequest(session_id=f"s{n % 3}")),
+                )
+                method, request = calls[n % 2]
+                method.future(request, timeout=chance.uniform(0.001, 0.03)).exception()
+
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(storm, range(8)))
+
+        assert becomes(lambda: observer.statements() == [], within=5)
+        # Every connection of the pool is there and works: as many calls at once as there are connections.
+        with ThreadPoolExecutor(4) as threads:
+            get = GetSessionRequest(session_id="s")
+            assert len(list(threads.map(lambda _: client.sessions.GetSession(get, timeout=5), range(16)))) == 16

@@ -1,0 +1,270 @@
+"""What the hot paths cost Postgres: how many statements, and which plans on 20,000 sessions and 200,000 messages.
+
+The plans are those that really ran: auto_explain sends them along with the results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from recalld.domain import (
+    Call,
+    LocalCall,
+    MetadataChange,
+    NewMemory,
+    NewMessage,
+    Position,
+    PurgeQuery,
+    SessionChange,
+    SessionOrder,
+    SessionQuery,
+)
+from recalld.errors import MessageNotFound
+from recalld.storage import Database, PostgresStore
+from recalld.storage.database import Connection
+from recalld.storage.keys import session_key
+from tests.postgres import Databases
+
+SESSIONS = 20_000
+MESSAGES_EACH = 10
+BIG = 5_000  # messages of one session that is much longer than the planner's statistics make it
+PAGE = 100
+CALL = LocalCall("default")
+NOW = datetime(2026, 6, 1, tzinfo=UTC)
+
+
+class Watched(Database):
+    """Notes the plan of every statement, those inside functions too if asked, and every transaction block."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, size=1)
+        self.plans: list[dict[str, Any]] = []
+        self.transactions = 0
+
+    @contextmanager
+    def connection(self, call: Call) -> Iterator[Connection]:
+        with super().connection(call) as connection, pytest.MonkeyPatch.context() as patch:
+            transaction = connection.transaction
+
+            def counted(*args: Any, **options: Any) -> Any:
+                self.transactions += 1
+                return transaction(*args, **options)
+
+            patch.setattr(connection, "transaction", counted)
+            connection.add_notice_handler(self._note)
+            try:
+                yield connection
+            finally:
+                connection.remove_notice_handler(self._note)
+
+    def _note(self, diagnostic: psycopg.errors.Diagnostic) -> None:
+        text = diagnostic.message_primary or ""
+        if "plan:" in text:
+            self.plans.append(json.loads(text.partition("plan:")[2]))
+
+
+@pytest.fixture(scope="module")
+def watched(databases: Databases) -> Iterator[Watched]:
+    with databases.copy() as url:
+        _populate(url)
+        database = Watched(url)
+        database.open()
+        yield database
+        database.close()
+
+
+def _populate(url: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("create temporary table new (n bigint, session_key uuid, messages bigint)")
+        with connection.cursor() as cursor, cursor.copy("copy new from stdin") as copy:
+            for n in range(SESSIONS):
+                copy.write_row((n, session_key("default", f"s{n}"), BIG if n == 1 else MESSAGES_EACH))
+        connection.execute(
+            """
+            insert into recalld.session (session_key, namespace, session_id, user_id, metadata, message_count, last_seq,
+                                         cleared_seq, version, create_time, update_time, active_time, delete_time)
+            select session_key, 'default', 's' || n, 'u' || n %% 1000, jsonb_build_object('n', n),
+                   case when n %% 10 = 0 then 0 else messages end, messages,
+                   case when n %% 10 = 0 then messages else 0 end, 1, time, time, date_bin('1 minute', time, 'epoch'),
+                   case when n %% 10 = 0 then %(now)s end
+              from new, lateral (select %(now)s - n * interval '1 minute' as time) as t
+            """,
+            {"now": NOW},
+        )
+        connection.execute(
+            """
+            insert into recalld.message (session_key, seq, create_time, message_id, role, content)
+            select session_key, seq, %(now)s, gen_random_uuid(), 'user', 'message ' || seq || ' of ' || n
+              from new, generate_series(1, messages) as seq
+            """,
+            {"now": NOW},
+        )
+        connection.execute(
+            """
+            insert into recalld.tombstone (session_key, last_seq, delete_time, first_seq, namespace, whole)
+            select session_key, last_seq, delete_time, 1, namespace, true from recalld.session where deleted
+            """
+        )
+        connection.execute("vacuum analyze")
+        (name,) = connection.execute("select current_database()").fetchone() or ("",)
+        for setting, value in {
+            "session_preload_libraries": "auto_explain",
+            "auto_explain.log_min_duration": "0",
+            "auto_explain.log_analyze": "on",
+            "auto_explain.log_timing": "off",
+            "auto_explain.log_format": "json",
+            "auto_explain.log_level": "log",
+            "client_min_messages": "log",
+        }.items():
+            connection.execute(
+                psycopg.sql.SQL("alter database {} set {} = {}").format(
+                    psycopg.sql.Identifier(name), psycopg.sql.SQL(setting), psycopg.sql.Literal(value)
+                )
+            )
+
+
+@pytest.fixture
+def store(watched: Watched) -> PostgresStore:
+    return PostgresStore(watched)
+
+
+def plans_of(watched: Watched, action: Callable[[], Any], *, nested: bool = True) -> list[dict[str, Any]]:
+    """The plans of one run of the action, after enough others for Postgres to have settled on a plan."""
+    with watched.connection(CALL) as connection:
+        connection.execute("set auto_explain.log_nested_statements = " + ("on" if nested else "off"))  # type: ignore[arg-type]
+    for _ in range(8):
+        watched.plans.clear()
+        watched.transactions = 0
+        action()
+    return list(watched.plans)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", ()):
+        yield from nodes(child)
+
+
+def said(content: str = "hi") -> NewMessage:
+    return NewMessage(uuid4(), "user", content, {}, 0)
+
+
+def _get_unknown_message(store: PostgresStore) -> None:
+    with pytest.raises(MessageNotFound):
+        store.get_message(CALL, "s3", UUID(int=0))
+
+
+MIDDLE = Position(NOW - timedelta(minutes=SESSIONS // 2), UUID(int=0))
+
+# Each with the most rows that any one step of its plan may touch.
+HOT: dict[str, tuple[Callable[[PostgresStore], Any], int]] = {
+    "AddMemory": (lambda store: store.add_memory(CALL, NewMemory("s3", [said()])), 1),
+    "AddMemory, new session": (lambda store: store.add_memory(CALL, NewMemory(str(uuid4()), [said()])), 1),
+    "GetMemory": (lambda store: store.get_memory(CALL, "s2", 12, 0, 0), 12),
+    "GetMemory, long session": (lambda store: store.get_memory(CALL, "s1", 12, 0, 0), 12),
+    "GetMemory, max_tokens": (lambda store: store.get_memory(CALL, "s1", 50, 20, 0), 50),
+    "ListMessages": (lambda store: store.list_messages(CALL, "s1", None, PAGE), PAGE + 1),
+    "ListMessages, middle": (lambda store: store.list_messages(CALL, "s1", BIG // 2, PAGE), PAGE + 1),
+    "ListMessages, newest first": (
+        lambda store: store.list_messages(CALL, "s1", BIG // 2, PAGE, descending=True),
+        PAGE + 1,
+    ),
+    "GetMessage": (_get_unknown_message, 1),
+    **{
+        f"ListSessions, {order.value}, {where}": (
+            lambda store, order=order, after=after: store.list_sessions(CALL, SessionQuery(order=order), after, PAGE),
+            PAGE + 1,
+        )
+        for order in SessionOrder
+        for where, after in (("first page", None), ("middle", MIDDLE))
+    },
+    "ListSessions of a user": (
+        lambda store: store.list_sessions(CALL, SessionQuery(user_id="u5"), None, PAGE),
+        PAGE + 1,
+    ),
+    "ListSessions, deleted too": (
+        lambda store: store.list_sessions(CALL, SessionQuery(show_deleted=True), MIDDLE, PAGE),
+        2 * PAGE + 1,
+    ),
+    "Purge, picking": (lambda store: next(store.purge(CALL, PurgeQuery(NOW, dry_run=True))), 1000),
+}
+
+
+@pytest.mark.parametrize("name", HOT)
+def test_a_hot_path_uses_indexes_and_touches_no_more_rows_than_it_answers_with(
+    store: PostgresStore, watched: Watched, name: str
+) -> None:
+    action, most = HOT[name]
+
+    plans = plans_of(watched, lambda: action(store))
+
+    assert plans
+    for plan in plans:
+        for node in nodes(plan["Plan"]):
+            assert node["Node Type"] != "Seq Scan", plan
+            # Rows that a filter drops are touched too. One more is the session's own.
+            touched = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+            assert touched * node["Actual Loops"] <= most + 1, (node, plan)
+
+
+def test_a_filter_that_matches_nothing_examines_a_bounded_number_of_sessions(
+    store: PostgresStore, watched: Watched
+) -> None:
+    query = SessionQuery(metadata={"no": "such"})
+
+    plans = plans_of(watched, lambda: store.list_sessions(CALL, query, None, PAGE))
+
+    examined = sum(
+        node["Actual Rows"] for plan in plans for node in nodes(plan["Plan"]) if node["Node Type"] == "Index Scan"
+    )
+    assert 0 < examined <= 10_000 < SESSIONS
+
+
+ONE_STATEMENT: dict[str, Callable[[PostgresStore], Any]] = {
+    "AddMemory": lambda store: store.add_memory(CALL, NewMemory("s3", [said()])),
+    "AddMemory, new session": lambda store: store.add_memory(CALL, NewMemory(str(uuid4()), [said(), said()])),
+    "AddMemory, user given": lambda store: store.add_memory(CALL, NewMemory("s3", [said()], user_id="u3")),
+    "GetMemory": lambda store: store.get_memory(CALL, "s2", 12, 0, 0),
+    "GetSession": lambda store: store.get_session(CALL, "s2"),
+    "ListMessages": lambda store: store.list_messages(CALL, "s1", None, PAGE),
+    "ListSessions": lambda store: store.list_sessions(CALL, SessionQuery(), None, PAGE),
+    "ClearMemory": lambda store: store.clear_memory(CALL, "s4"),
+}
+
+
+@pytest.mark.parametrize("name", ONE_STATEMENT)
+def test_an_rpc_is_one_statement_and_no_transaction_block(store: PostgresStore, watched: Watched, name: str) -> None:
+    plans = plans_of(watched, lambda: ONE_STATEMENT[name](store), nested=False)
+
+    assert (len(plans), watched.transactions) == (1, 0)
+
+
+def test_a_merge_is_one_statement_in_a_transaction_block(store: PostgresStore, watched: Watched) -> None:
+    change = SessionChange(MetadataChange({"a": 1}))
+
+    plans = plans_of(watched, lambda: store.update_session(CALL, "s2", change), nested=False)
+
+    assert (len(plans), watched.transactions) == (1, 1)
+
+
+def test_deleting_a_session_is_one_statement_that_touches_one_row_whatever_its_size(
+    store: PostgresStore, watched: Watched
+) -> None:
+    deleted = iter(f"s{n}" for n in range(11, 10_000, 10))
+    small = plans_of(watched, lambda: store.delete_session(CALL, next(deleted)), nested=False)
+    watched.plans.clear()
+    store.delete_session(CALL, "s1")
+    big = list(watched.plans)
+
+    assert watched.transactions == 0
+    for plans in (small, big):
+        assert len(plans) == 1
+        assert max(node["Actual Rows"] for node in nodes(plans[0]["Plan"])) == 1

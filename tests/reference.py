@@ -1,0 +1,572 @@
+"""The rules of recalld, executable: a store that keeps everything in memory.
+
+This is the specification that the contract suite and the state machine hold the Postgres store to. It prefers being
+obviously right to being fast: one lock around everything, and every question answered by looking at all there is.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import wraps
+from threading import Lock
+from typing import Any, Concatenate, ParamSpec, TypeVar
+from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
+
+from recalld import domain, limits, metadata
+from recalld.domain import (
+    AddedMemory,
+    AddedMessage,
+    Call,
+    Match,
+    Memory,
+    Message,
+    MessageChange,
+    MessagePage,
+    Metadata,
+    MetadataChange,
+    NewMemory,
+    NewMessage,
+    Position,
+    Profile,
+    PurgeProgress,
+    PurgeQuery,
+    SearchQuery,
+    Session,
+    SessionChange,
+    SessionOrder,
+    SessionPage,
+    SessionQuery,
+    User,
+    UserChange,
+    UserPage,
+)
+from recalld.errors import (
+    EtagMismatch,
+    LimitExceeded,
+    MessageIdConflict,
+    MessageNotFound,
+    NotDeleted,
+    SeqMismatch,
+    SessionAlreadyExists,
+    SessionNotFound,
+    UserAlreadyExists,
+    UserMissing,
+    UserNotFound,
+)
+
+# --- the rules of metadata
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """JSON Merge Patch, in the words of RFC 7396 section 2."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            merged.pop(name, None)
+        else:
+            merged[name] = merge_patch(merged.get(name), value)
+    return merged
+
+
+def contains(document: Any, pattern: Any) -> bool:
+    """Whether `document` contains `pattern` as Postgres's `jsonb @>` has it."""
+    if isinstance(pattern, dict):
+        return isinstance(document, dict) and all(
+            name in document and contains(document[name], value) for name, value in pattern.items()
+        )
+    if isinstance(pattern, list):
+        return isinstance(document, list) and all(any(contains(each, value) for each in document) for value in pattern)
+    # In Python True == 1; in JSON it is not.
+    return isinstance(document, bool) is isinstance(pattern, bool) and bool(document == pattern)
+
+
+def changed(document: Metadata, change: MetadataChange | None) -> Metadata:
+    """The document after the change. Raises LimitExceeded."""
+    if change is None:
+        return document
+    if change.replace:
+        return change.document
+    merged: Metadata = merge_patch(document, change.document)
+    if metadata.size(merged) > limits.MAX_METADATA_BYTES:
+        raise LimitExceeded("metadata", "too large after merging")
+    return merged
+
+
+# --- what is kept
+
+
+@dataclass
+class KeptMessage:
+    """A message, live until `delete_time` is set.
+
+    Attributes:
+        message: as it is now.
+        sent: as it was first sent; what a repeated call is known by.
+        session_created, session_undeleted: what the call did whose first message this is.
+    """
+
+    message: Message
+    sent: str
+    session_created: bool
+    session_undeleted: bool
+    delete_time: datetime | None = None
+
+
+@dataclass
+class KeptSession:
+    session: Session
+    key: UUID
+    messages: list[KeptMessage] = field(default_factory=list)  # in order of seq, purged ones gone
+
+    @property
+    def live(self) -> bool:
+        return self.session.delete_time is None
+
+    def live_messages(self) -> list[Message]:
+        return [kept.message for kept in self.messages if kept.delete_time is None]
+
+    def delete_messages(self, time: datetime) -> None:
+        for kept in self.messages:
+            kept.delete_time = kept.delete_time or time
+
+    def delete(self, time: datetime) -> None:
+        self.delete_messages(time)
+        self.set(time, message_count=0, delete_time=time, etag=new_etag())
+
+    def set(self, time: datetime, **fields: Any) -> Session:
+        self.session = replace(self.session, update_time=time, **fields)
+        return self.session
+
+
+@dataclass
+class Namespace:
+    sessions: dict[str, KeptSession] = field(default_factory=dict)
+    users: dict[str, User] = field(default_factory=dict)
+
+    def live_session(self, session_id: str) -> KeptSession:
+        kept = self.sessions.get(session_id)
+        if kept is None or not kept.live:
+            raise SessionNotFound(session_id)
+        return kept
+
+    def live_message(self, session_id: str, message_id: UUID) -> tuple[KeptSession, KeptMessage]:
+        if (session := self.sessions.get(session_id)) is not None:
+            for kept in session.messages:
+                if kept.message.message_id == message_id and kept.delete_time is None:
+                    return session, kept
+        raise MessageNotFound(str(message_id))
+
+    def live_user(self, user_id: str) -> User:
+        user = self.users.get(user_id)
+        if user is None or user.delete_time is not None:
+            raise UserNotFound(user_id)
+        return user
+
+    def check_user(self, user_id: str) -> None:
+        """A session may belong to nobody or to a live user."""
+        if user_id and (user_id not in self.users or self.users[user_id].delete_time is not None):
+            raise UserMissing(user_id)
+
+    def sessions_of(self, user_id: str) -> list[KeptSession]:
+        return [kept for kept in self.sessions.values() if kept.session.user_id == user_id]
+
+
+def new_etag() -> str:
+    return uuid4().hex
+
+
+def check_etag(given: str, current: str) -> None:
+    if given and given != current:
+        raise EtagMismatch
+
+
+def as_sent(message: NewMessage) -> str:
+    return json.dumps([message.role, message.content, message.metadata, message.token_count], sort_keys=True)
+
+
+def tokens(message: Message) -> int:
+    return message.token_count or math.ceil(len(message.content.encode()) / 4)
+
+
+def words(text: str) -> set[str]:
+    return set(re.findall(r"\w+", text.lower()))
+
+
+def within(time: datetime, start: datetime | None, end: datetime | None) -> bool:
+    return (start is None or start <= time) and (end is None or time < end)
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+# --- who keeps it
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _one_at_a_time(
+    method: Callable[Concatenate[ReferenceStore, _P], _R],
+) -> Callable[Concatenate[ReferenceStore, _P], _R]:
+    @wraps(method)
+    def locked(self: ReferenceStore, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return locked
+
+
+class ReferenceStore:
+    """An in-memory recalld.domain.Store, safe to call from many threads."""
+
+    def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
+        self._clock = clock
+        self._lock = Lock()
+        self._namespaces: defaultdict[str, Namespace] = defaultdict(Namespace)
+
+    @_one_at_a_time
+    def erase(self) -> None:
+        """Forgets everything, as if it were new."""
+        self._namespaces.clear()
+
+    # sessions
+
+    @_one_at_a_time
+    def create_session(self, call: Call, session_id: str, user_id: str, metadata: Metadata) -> Session:
+        space, now = self._namespaces[call.namespace], self._clock()
+        space.check_user(user_id)
+        old = space.sessions.get(session_id)
+        if old is not None and old.live:
+            raise SessionAlreadyExists(session_id)
+        if old is None:
+            return self._new_session(call, session_id, user_id, metadata, now).session
+        return old.set(now, user_id=user_id, metadata=metadata, create_time=now, delete_time=None, etag=new_etag())
+
+    def _new_session(
+        self, call: Call, session_id: str, user_id: str, metadata: Metadata | None, now: datetime
+    ) -> KeptSession:
+        kept = KeptSession(
+            Session(session_id, user_id, metadata or {}, 0, 0, now, now, None, new_etag()),
+            uuid5(NAMESPACE_OID, f"{call.namespace}\0{session_id}"),
+        )
+        self._namespaces[call.namespace].sessions[session_id] = kept
+        return kept
+
+    @_one_at_a_time
+    def get_session(self, call: Call, session_id: str, *, show_deleted: bool = False) -> Session:
+        space = self._namespaces[call.namespace]
+        if show_deleted and session_id in space.sessions:
+            return space.sessions[session_id].session
+        return space.live_session(session_id).session
+
+    @_one_at_a_time
+    def update_session(self, call: Call, session_id: str, change: SessionChange) -> Session:
+        space = self._namespaces[call.namespace]
+        kept = space.live_session(session_id)
+        user_id = kept.session.user_id if change.user_id is None else change.user_id
+        space.check_user(user_id)
+        check_etag(change.etag, kept.session.etag)
+        document = changed(kept.session.metadata, change.metadata)
+        return kept.set(self._clock(), user_id=user_id, metadata=document, etag=new_etag())
+
+    @_one_at_a_time
+    def delete_session(self, call: Call, session_id: str, *, etag: str = "") -> Session:
+        kept = self._namespaces[call.namespace].live_session(session_id)
+        check_etag(etag, kept.session.etag)
+        kept.delete(self._clock())
+        return kept.session
+
+    @_one_at_a_time
+    def undelete_session(self, call: Call, session_id: str) -> Session:
+        space = self._namespaces[call.namespace]
+        kept = space.sessions.get(session_id)
+        if kept is None:
+            raise SessionNotFound(session_id)
+        if kept.live:
+            raise NotDeleted("session", session_id)
+        space.check_user(kept.session.user_id)
+        return kept.set(self._clock(), delete_time=None, etag=new_etag())
+
+    @_one_at_a_time
+    def list_sessions(self, call: Call, query: SessionQuery, after: Position | None, limit: int) -> SessionPage:
+        by_create_time = query.order in (SessionOrder.CREATE_TIME_ASC, SessionOrder.CREATE_TIME_DESC)
+        descending = query.order in (SessionOrder.CREATE_TIME_DESC, SessionOrder.UPDATE_TIME_DESC)
+
+        def position(kept: KeptSession) -> Position:
+            session = kept.session
+            minute = session.update_time.replace(second=0, microsecond=0)
+            return Position(session.create_time if by_create_time else minute, kept.key)
+
+        found = [
+            (kept.session, position(kept))
+            for kept in self._namespaces[call.namespace].sessions.values()
+            if (query.show_deleted or kept.live)
+            and query.user_id in ("", kept.session.user_id)
+            and contains(kept.session.metadata, query.metadata or {})
+            and within(kept.session.create_time, query.create_time_from, query.create_time_to)
+            and within(kept.session.update_time, query.update_time_from, query.update_time_to)
+        ]
+        return SessionPage(*_page(found, after, limit, descending=descending))
+
+    # memory
+
+    @_one_at_a_time
+    def add_memory(self, call: Call, memory: NewMemory) -> AddedMemory:
+        space, now = self._namespaces[call.namespace], self._clock()
+        kept = space.sessions.get(memory.session_id)
+        if kept is not None and (repeated := _first_result(kept, memory.messages)) is not None:
+            return repeated
+        last_seq = kept.session.last_seq if kept is not None else 0
+        if memory.expected_last_seq not in (None, last_seq):
+            raise SeqMismatch(last_seq)
+        created = kept is None
+        undeleted = kept is not None and not kept.live
+        if kept is None:
+            space.check_user(memory.user_id)
+            kept = self._new_session(call, memory.session_id, memory.user_id, memory.metadata, now)
+        elif not kept.live:
+            space.check_user(kept.session.user_id)
+            kept.set(now, delete_time=None, etag=new_etag())
+        return _append(kept, memory.messages, now, session_created=created, session_undeleted=undeleted)
+
+    @_one_at_a_time
+    def get_memory(self, call: Call, session_id: str, last_n: int, max_tokens: int, after_seq: int) -> Memory:
+        kept = self._namespaces[call.namespace].sessions.get(session_id)
+        if kept is None or not kept.live:
+            return Memory(None, [])
+        chosen: list[Message] = []
+        left = max_tokens or math.inf
+        for message in reversed(kept.live_messages()):
+            left -= tokens(message)
+            if message.seq <= after_seq or len(chosen) == last_n or left < 0:
+                break
+            chosen.insert(0, message)
+        return Memory(kept.session, chosen)
+
+    @_one_at_a_time
+    def list_messages(
+        self, call: Call, session_id: str, after_seq: int | None, limit: int, *, descending: bool = False
+    ) -> MessagePage:
+        messages = self._namespaces[call.namespace].live_session(session_id).live_messages()
+        if descending:
+            following = [m for m in reversed(messages) if after_seq is None or m.seq < after_seq]
+        else:
+            following = [m for m in messages if after_seq is None or m.seq > after_seq]
+        return MessagePage(following[:limit], more=len(following) > limit)
+
+    @_one_at_a_time
+    def get_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
+        return self._namespaces[call.namespace].live_message(session_id, message_id)[1].message
+
+    @_one_at_a_time
+    def update_message(self, call: Call, session_id: str, message_id: UUID, change: MessageChange) -> Message:
+        session, kept = self._namespaces[call.namespace].live_message(session_id, message_id)
+        old, now = kept.message, self._clock()
+        kept.message = replace(
+            old,
+            content=old.content if change.content is None else change.content,
+            role=old.role if change.role is None else change.role,
+            token_count=old.token_count if change.token_count is None else change.token_count,
+            metadata=changed(old.metadata, change.metadata),
+            update_time=now,
+        )
+        session.set(now)
+        return kept.message
+
+    @_one_at_a_time
+    def delete_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
+        session, kept = self._namespaces[call.namespace].live_message(session_id, message_id)
+        kept.delete_time = self._clock()
+        session.set(kept.delete_time, message_count=session.session.message_count - 1)
+        return kept.message
+
+    @_one_at_a_time
+    def clear_memory(self, call: Call, session_id: str) -> Session:
+        kept, now = self._namespaces[call.namespace].live_session(session_id), self._clock()
+        kept.delete_messages(now)
+        return kept.set(now, message_count=0)
+
+    @_one_at_a_time
+    def search_memory(self, call: Call, query: SearchQuery) -> Sequence[Match]:
+        terms = words(query.query)
+        matches = [
+            Match(kept.session.session_id, message, float(len(terms & words(f"{message.role} {message.content}"))))
+            for kept in self._namespaces[call.namespace].sessions.values()
+            if query.session_id in ("", kept.session.session_id) and query.user_id in ("", kept.session.user_id)
+            for message in kept.live_messages()
+            if (not query.roles or message.role in query.roles)
+            and contains(message.metadata, query.metadata or {})
+            and within(message.create_time, query.create_time_from, query.create_time_to)
+        ]
+        matches.sort(key=lambda match: (match.score, match.message.create_time, match.message.seq), reverse=True)
+        return [match for match in matches if match.score > 0][: query.limit]
+
+    # users
+
+    @_one_at_a_time
+    def create_user(self, call: Call, user_id: str, profile: Profile) -> User:
+        users, now = self._namespaces[call.namespace].users, self._clock()
+        if user_id in users and users[user_id].delete_time is None:
+            raise UserAlreadyExists(user_id)
+        users[user_id] = User(
+            user_id=user_id,
+            email=profile.email,
+            first_name=profile.first_name,
+            last_name=profile.last_name,
+            metadata=profile.metadata or {},
+            create_time=now,
+            update_time=now,
+            delete_time=None,
+            etag=new_etag(),
+        )
+        return users[user_id]
+
+    @_one_at_a_time
+    def get_user(self, call: Call, user_id: str, *, show_deleted: bool = False) -> User:
+        space = self._namespaces[call.namespace]
+        if show_deleted and user_id in space.users:
+            return space.users[user_id]
+        return space.live_user(user_id)
+
+    @_one_at_a_time
+    def update_user(self, call: Call, user_id: str, change: UserChange) -> User:
+        space = self._namespaces[call.namespace]
+        old = space.live_user(user_id)
+        check_etag(change.etag, old.etag)
+        space.users[user_id] = replace(
+            old,
+            email=old.email if change.email is None else change.email,
+            first_name=old.first_name if change.first_name is None else change.first_name,
+            last_name=old.last_name if change.last_name is None else change.last_name,
+            metadata=changed(old.metadata, change.metadata),
+            update_time=self._clock(),
+            etag=new_etag(),
+        )
+        return space.users[user_id]
+
+    @_one_at_a_time
+    def delete_user(self, call: Call, user_id: str, *, etag: str = "") -> User:
+        space, now = self._namespaces[call.namespace], self._clock()
+        user = space.live_user(user_id)
+        check_etag(etag, user.etag)
+        for kept in space.sessions_of(user_id):
+            if kept.live:
+                kept.delete(now)
+        space.users[user_id] = replace(user, update_time=now, delete_time=now, etag=new_etag())
+        return space.users[user_id]
+
+    @_one_at_a_time
+    def undelete_user(self, call: Call, user_id: str) -> User:
+        users = self._namespaces[call.namespace].users
+        if user_id not in users:
+            raise UserNotFound(user_id)
+        if users[user_id].delete_time is None:
+            raise NotDeleted("user", user_id)
+        users[user_id] = replace(users[user_id], update_time=self._clock(), delete_time=None, etag=new_etag())
+        return users[user_id]
+
+    @_one_at_a_time
+    def list_users(self, call: Call, after: Position | None, limit: int, *, show_deleted: bool = False) -> UserPage:
+        found = [
+            (user, Position(user.create_time, uuid5(NAMESPACE_OID, user.user_id)))
+            for user in self._namespaces[call.namespace].users.values()
+            if show_deleted or user.delete_time is None
+        ]
+        return UserPage(*_page(found, after, limit))
+
+    # purge
+
+    @_one_at_a_time
+    def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]:
+        space = self._namespaces[call.namespace]
+        return iter([_purge(deepcopy(space) if query.dry_run else space, query)])
+
+
+_Row = TypeVar("_Row", Session, User)
+
+
+def _page(
+    found: Iterable[tuple[_Row, Position]], after: Position | None, limit: int, *, descending: bool = False
+) -> tuple[list[tuple[_Row, Position]], Position | None]:
+    """What lies behind `after`, at most `limit` of it, and where the next page begins."""
+    behind = [
+        (row, position)
+        for row, position in found
+        if after is None or (position < after if descending else position > after)
+    ]
+    behind.sort(key=lambda each: each[1], reverse=descending)
+    return behind[:limit], behind[limit - 1][1] if len(behind) > limit else None
+
+
+def _first_result(kept: KeptSession, messages: Sequence[NewMessage]) -> AddedMemory | None:
+    """The first call's result if this call repeats it, None if none of its ids was used. Raises MessageIdConflict."""
+    by_id = {each.message.message_id: each for each in kept.messages}
+    used = [(place, new, by_id[new.message_id]) for place, new in enumerate(messages) if new.message_id in by_id]
+    if not used:
+        return None
+    _, _, first = used[0]
+    for expected_place, (place, new, old) in enumerate(used):
+        in_place = place == expected_place and old.message.seq == first.message.seq + place
+        if not in_place or old.sent != as_sent(new):
+            raise MessageIdConflict(str(new.message_id))
+    if len(used) < len(messages):
+        raise MessageIdConflict(str(messages[0].message_id))
+    return AddedMemory(
+        [AddedMessage(old.message.message_id, old.message.seq, old.message.create_time) for _, _, old in used],
+        session_created=first.session_created,
+        session_undeleted=first.session_undeleted,
+    )
+
+
+def _append(
+    kept: KeptSession, messages: Sequence[NewMessage], now: datetime, *, session_created: bool, session_undeleted: bool
+) -> AddedMemory:
+    added = []
+    for place, new in enumerate(messages):
+        seq = kept.session.last_seq + 1 + place
+        message = Message(new.message_id, seq, new.role, new.content, new.metadata, new.token_count, now, now)
+        first = place == 0
+        kept.messages.append(KeptMessage(message, as_sent(new), first and session_created, first and session_undeleted))
+        added.append(AddedMessage(new.message_id, seq, now))
+    kept.set(
+        now,
+        last_seq=kept.session.last_seq + len(messages),
+        message_count=kept.session.message_count + len(messages),
+    )
+    return AddedMemory(added, session_created, session_undeleted)
+
+
+def _purge(space: Namespace, query: PurgeQuery) -> PurgeProgress:
+    def due(delete_time: datetime | None) -> bool:
+        return delete_time is not None and delete_time <= query.cutoff
+
+    sessions = messages = users = 0
+    for session_id, kept in list(space.sessions.items()):
+        if query.session_id not in ("", session_id) or query.user_id not in ("", kept.session.user_id):
+            continue
+        before = len(kept.messages)
+        kept.messages = [each for each in kept.messages if not due(each.delete_time)]
+        messages += before - len(kept.messages)
+        if due(kept.session.delete_time):
+            del space.sessions[session_id]
+            sessions += 1
+    for user_id, user in list(space.users.items()):
+        if query.session_id or query.user_id not in ("", user_id):
+            continue
+        if due(user.delete_time) and not space.sessions_of(user_id):
+            del space.users[user_id]
+            users += 1
+    return PurgeProgress(sessions, messages, users)
+
+
+_: type[domain.Store] = ReferenceStore
