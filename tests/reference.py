@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -399,17 +399,29 @@ class ReferenceStore:
     @_one_at_a_time
     def search_memory(self, call: Call, query: SearchQuery) -> Sequence[Match]:
         terms = words(query.query)
-        matches = [
-            Match(kept.session.session_id, message, float(len(terms & words(f"{message.role} {message.content}"))))
+        found = {
+            (kept.session.session_id, message.seq): (message, common)
             for kept in self._namespaces[call.namespace].sessions.values()
             if query.session_id in ("", kept.session.session_id) and query.user_id in ("", kept.session.user_id)
             for message in kept.live_messages()
             if (not query.roles or message.role in query.roles)
             and contains(message.metadata, query.metadata or {})
             and within(message.create_time, query.create_time_from, query.create_time_to)
+            and (common := terms & words(f"{message.role} {message.content}"))
+        }
+        holders = Counter(term for _, common in found.values() for term in common)
+        rarity = {term: math.log(1 + (len(found) - n + 0.5) / (n + 0.5)) for term, n in holders.items()}
+        own = {place: sum(rarity[term] for term in common) for place, (_, common) in found.items()}
+        matches = [
+            Match(
+                session_id,
+                message,
+                own[session_id, seq] + 0.25 * sum(own.get((session_id, seq + k), 0) for k in (-1, 1)),
+            )
+            for (session_id, seq), (message, _) in found.items()
         ]
         matches.sort(key=lambda match: (match.score, match.message.create_time, match.message.seq), reverse=True)
-        return [match for match in matches if match.score > 0][: query.limit]
+        return matches[: query.limit]
 
     # users
 

@@ -3,8 +3,8 @@
 Nothing here knows gRPC or Postgres. Services translate requests into these calls; a store carries them out. Two stores
 implement `Store`: Postgres (recalld.storage) and the reference model of the tests, held to one contract suite.
 
-Times are aware datetimes in UTC with microsecond precision. Metadata is a JSON object of dict, list, str, bool, int, float
-and None. An empty `user_id` means nobody.
+Times are aware datetimes in UTC with microsecond precision. Metadata is a JSON object of dict, list, str, bool, int,
+float and None. An empty `user_id` means nobody.
 """
 
 from __future__ import annotations
@@ -302,8 +302,8 @@ class PurgeProgress(NamedTuple):
 class Store(Protocol):
     """Keeps users, sessions and messages, each namespace by itself.
 
-    Every method may raise StorageUnavailable, Overloaded, Contention, DeadlineExceeded and Cancelled besides what its own
-    docstring names. No method leaves anything half done. A store checks no limits but those of merged metadata
+    Every method may raise StorageUnavailable, Overloaded, Contention, DeadlineExceeded and Cancelled besides what its
+    own docstring names. No method leaves anything half done. A store checks no limits but those of merged metadata
     (LimitExceeded): its callers do.
     """
 

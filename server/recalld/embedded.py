@@ -83,6 +83,9 @@ def _start(directory: Path) -> PostgresServer:
             time.sleep(0.5)
         except subprocess.CalledProcessError as error:
             raise EmbeddedPostgresError(f"Postgres did not start: {_last_words(directory, error)}") from error
+        except FileNotFoundError as error:
+            # It reads the log of a Postgres that did not start, even of one that did not come as far as having a log.
+            raise EmbeddedPostgresError(f"Postgres did not start: {error.__context__ or error}") from error
 
 
 def _stop(server: PostgresServer) -> None:

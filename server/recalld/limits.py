@@ -36,8 +36,8 @@ MAX_LAST_N: Final = 1000
 DEFAULT_PURGE_BATCH: Final = 1000
 MAX_PURGE_BATCH: Final = 10_000
 
-# A reply stays under the 4 MiB that gRPC clients accept by default; a chunk of a stream is smaller, so that a slow reader
-# holds little of the server's memory.
+# A reply stays under the 4 MiB that gRPC clients accept by default; a chunk of a stream is smaller, so that a slow
+# reader holds little of the server's memory.
 MAX_PAGE_BYTES: Final = 3 * MIB
 MAX_CHUNK_BYTES: Final = 1 * MIB
 

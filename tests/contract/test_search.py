@@ -35,10 +35,22 @@ def test_best_comes_first(store: Store, call: Call) -> None:
 
 
 def test_equally_good_matches_come_newest_first(store: Store, call: Call) -> None:
-    write(store, call, "s", "apple one", "apple two")
-    write(store, call, "t", "apple three")
-    write(store, call, "s", "apple four")
-    assert search(store, call, SearchQuery("apple", 10)) == ["apple four", "apple three", "apple two", "apple one"]
+    for session_id, content in ("s", "apple one"), ("t", "apple two"), ("u", "apple three"):
+        write(store, call, session_id, content)
+    assert search(store, call, SearchQuery("apple", 10)) == ["apple three", "apple two", "apple one"]
+
+
+def test_a_rare_term_counts_more_than_a_frequent_one(store: Store, call: Call) -> None:
+    for session_id, content in ("s", "apple one"), ("t", "pear two"), ("u", "apple three"), ("v", "apple four"):
+        write(store, call, session_id, content)
+    assert search(store, call, SearchQuery("apple pear", 10))[0] == "pear two"
+
+
+def test_a_match_next_to_another_counts_more_than_one_alone(store: Store, call: Call) -> None:
+    write(store, call, "s", "apple one", "apple two", "pear", "pear")
+    write(store, call, "t", "apple three", "pear", "apple four")
+    assert search(store, call, SearchQuery("apple", 10)) == ["apple two", "apple one", "apple four", "apple three"]
+    assert search(store, call, SearchQuery("pear", 1, session_id="t")) == ["pear"]
 
 
 def test_no_more_are_found_than_asked_for_and_those_are_the_best(store: Store, call: Call) -> None:
@@ -73,7 +85,8 @@ def test_search_can_be_kept_to_roles_and_metadata(store: Store, call: Call) -> N
         said("apple 2", role="assistant", metadata={"tags": ["b"]}),
         said("apple 3", role="system"),
     ]
-    store.add_memory(call, NewMemory("s", messages))
+    for message in messages:
+        store.add_memory(call, NewMemory(message.content, [message]))
     assert search(store, call, SearchQuery("apple", 10, roles=["user"])) == ["apple 1"]
     assert search(store, call, SearchQuery("apple", 10, roles=["system", "user"])) == ["apple 3", "apple 1"]
     assert search(store, call, SearchQuery("apple", 10, roles=["nobody"])) == []

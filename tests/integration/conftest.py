@@ -50,9 +50,7 @@ def wait_until_serving(channel: grpc.Channel) -> None:
     """Returns when health says SERVING; fails after 10 seconds."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    watch = health_pb2_grpc.HealthStub(channel).Watch(
-        health_pb2.HealthCheckRequest(), timeout=10, wait_for_ready=True
-    )
+    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10, wait_for_ready=True)
     for answer in watch:
         if answer.status == health_pb2.HealthCheckResponse.SERVING:
             watch.cancel()

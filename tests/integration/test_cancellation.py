@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
 
 import grpc
 import psycopg
@@ -19,13 +18,12 @@ from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
 from recall.v1.session_pb2 import (
     CreateSessionRequest,
     DeleteSessionRequest,
+    DeleteSessionResponse,
     GetSessionRequest,
     StreamSessionsRequest,
 )
 from recalld.services.call import RpcCall
 from tests.integration.conftest import Client, connected, serving
-
-Row = tuple[Any, ...]
 
 
 class Observer:
@@ -47,9 +45,7 @@ class Observer:
     def locked(self, session_id: str) -> Iterator[None]:
         """Holds the lock on a session's row, so that whoever wants to write it waits."""
         with psycopg.connect(self._url) as connection:
-            connection.execute(
-                "select from recalld.session where session_id = %s for update", (session_id,)
-            )
+            connection.execute("select from recalld.session where session_id = %s for update", (session_id,))
             yield
 
     def close(self) -> None:
@@ -77,10 +73,9 @@ def create(client: Client, session_id: str = "s") -> None:
     client.sessions.CreateSession(CreateSessionRequest(session_id=session_id), timeout=10)
 
 
-def blocked(client: Client, timeout: float | None) -> grpc.Future:
+def blocked(client: Client, timeout: float | None) -> grpc._CallFuture[DeleteSessionResponse]:
     """A call that waits for the lock on the session."""
-    call: grpc.Future = client.sessions.DeleteSession.future(DeleteSessionRequest(session_id="s"), timeout=timeout)
-    return call
+    return client.sessions.DeleteSession.future(DeleteSessionRequest(session_id="s"), timeout=timeout)
 
 
 def test_a_statement_stops_when_the_deadline_passes(client: Client, observer: Observer) -> None:
@@ -115,9 +110,7 @@ def test_a_statement_runs_on_where_nobody_stops_it(
         assert not becomes(lambda: observer.statements() == [], within=1)
 
 
-def test_a_call_on_a_frozen_backend_ends_soon_after_its_deadline(
-    database_url: str, observer: Observer, request: pytest.FixtureRequest
-) -> None:
+def test_a_call_on_a_frozen_backend_ends_soon_after_its_deadline(database_url: str, observer: Observer) -> None:
     """A stopped process answers no cancel request: the connection is cut, and the only thread is free again."""
     with serving(database_url, threads=1) as server, connected(server) as client:
         create(client)
@@ -158,12 +151,10 @@ def test_a_storm_of_cancelled_calls_leaks_nothing(database_url: str, observer: O
             chance = random.Random(seed)
             for n in range(100):
                 message = Message(role="user", content=f"{seed} {n}")
-                calls = (
-                    (client.memory.AddMemory, AddMemoryRequest(session_id=f"s{n % 3}", messages=[message])),
-                    (client.memory.GetMemory, GetMemoryRequest(session_id=f"s{n % 3}")),
-                )
-                method, request = calls[n % 2]
-                method.future(request, timeout=chance.uniform(0.001, 0.03)).exception()
+                add = AddMemoryRequest(session_id=f"s{n % 3}", messages=[message])
+                get = GetMemoryRequest(session_id=f"s{n % 3}")
+                client.memory.AddMemory.future(add, timeout=chance.uniform(0.001, 0.03)).exception()
+                client.memory.GetMemory.future(get, timeout=chance.uniform(0.001, 0.03)).exception()
 
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(storm, range(8)))
@@ -171,5 +162,5 @@ def test_a_storm_of_cancelled_calls_leaks_nothing(database_url: str, observer: O
         assert becomes(lambda: observer.statements() == [], within=5)
         # Every connection of the pool is there and works: as many calls at once as there are connections.
         with ThreadPoolExecutor(4) as threads:
-            get = GetSessionRequest(session_id="s")
-            assert len(list(threads.map(lambda _: client.sessions.GetSession(get, timeout=5), range(16)))) == 16
+            known = GetSessionRequest(session_id="s")
+            assert len(list(threads.map(lambda _: client.sessions.GetSession(known, timeout=5), range(16)))) == 16

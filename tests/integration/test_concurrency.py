@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -66,6 +67,11 @@ def add(client: Client, session_id: str, *contents: str, **fields: Any) -> Any:
     return client.memory.AddMemory(AddMemoryRequest(session_id=session_id, messages=messages, **fields), timeout=30)
 
 
+def purge(client: Client, request: PurgeRequest) -> None:
+    *_, last = client.admin.Purge(request, timeout=30)
+    assert last.done
+
+
 def all_messages(client: Client, session_id: str, **fields: Any) -> list[Message]:
     found: list[Message] = []
     token = ""
@@ -85,7 +91,7 @@ def struct(**values: Any) -> Struct:
 
 
 def test_64_concurrent_first_writers_of_a_session_all_succeed(client: Client) -> None:
-    added = at_once(lambda n=n: add(client, "s", f"from {n}") for n in range(64))  # type: ignore[misc]
+    added = at_once(partial(add, client, "s", f"from {n}") for n in range(64))
 
     assert [answer.session_created for answer in added].count(True) == 1
     assert sorted(answer.messages[0].seq for answer in added) == list(range(1, 65))
@@ -95,7 +101,7 @@ def test_64_concurrent_first_writers_of_a_session_all_succeed(client: Client) ->
 def test_64_concurrent_first_writers_of_a_user_s_session_all_succeed(client: Client) -> None:
     client.users.CreateUser(CreateUserRequest(user_id="u"), timeout=10)
 
-    added = at_once(lambda n=n: add(client, "s", f"from {n}", user_id="u") for n in range(64))  # type: ignore[misc]
+    added = at_once(partial(add, client, "s", f"from {n}", user_id="u") for n in range(64))
 
     assert [answer.session_created for answer in added].count(True) == 1
     assert client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10).session.user_id == "u"
@@ -117,11 +123,13 @@ def test_concurrent_merges_of_different_keys_all_survive(client: Client) -> None
         patch = struct(**{f"key{n}": n, "shared": {f"inner{n}": n}})
         client.sessions.UpdateSession(UpdateSessionRequest(session_id="s", metadata=patch), timeout=30)
 
-    at_once(lambda n=n: merge(n) for n in range(32))  # type: ignore[misc]
+    at_once(partial(merge, n) for n in range(32))
 
     metadata = client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10).session.metadata
     assert {f"key{n}" for n in range(32)} | {"shared"} == set(metadata)
-    assert set(metadata["shared"]) == {f"inner{n}" for n in range(32)}
+    shared = metadata["shared"]
+    assert isinstance(shared, Struct)
+    assert set(shared) == {f"inner{n}" for n in range(32)}
 
 
 def test_of_concurrent_updates_with_the_same_etag_exactly_one_succeeds(client: Client) -> None:
@@ -167,7 +175,7 @@ def test_a_reader_never_finds_a_message_below_one_that_it_has_seen(client: Clien
 
     with ThreadPoolExecutor(1) as following:
         follower = following.submit(follow)
-        at_once(lambda writer=writer: write(writer) for writer in range(writers))  # type: ignore[misc]
+        at_once(partial(write, writer) for writer in range(writers))
         writing.clear()
         follower.result()
 
@@ -187,9 +195,7 @@ def test_a_call_repeated_by_16_threads_at_once_is_stored_once(client: Client) ->
 
 
 @pytest.mark.parametrize("order", [SESSION_ORDER_UNSPECIFIED, SESSION_ORDER_CREATE_TIME_DESC])
-def test_a_listing_is_complete_whatever_is_created_deleted_and_purged_meanwhile(
-    client: Client, order: "Any"
-) -> None:
+def test_a_listing_is_complete_whatever_is_created_deleted_and_purged_meanwhile(client: Client, order: Any) -> None:
     """By pages and by stream: sessions that live throughout appear exactly once."""
     lasting = {f"lasting-{n}" for n in range(200)}
     for n in range(200):
@@ -255,7 +261,7 @@ def test_purge_racing_with_a_reviving_write_never_loses_a_live_message(client: C
                 add(client, session_id, "old", "old")
                 client.sessions.DeleteSession(DeleteSessionRequest(session_id=session_id), timeout=10)
                 request = PurgeRequest(session_id=session_id, older_than=Duration(), batch_size=1 + n % 3)
-                purged = purging.submit(lambda request=request: list(client.admin.Purge(request, timeout=30)))
+                purged = purging.submit(purge, client, request)
                 written = add(client, session_id, f"new {n}")
                 purged.result()
                 found = client.memory.GetMemory(GetMemoryRequest(session_id=session_id), timeout=10)
@@ -263,7 +269,7 @@ def test_purge_racing_with_a_reviving_write_never_loses_a_live_message(client: C
                 if contents != [f"new {n}"] or found.session.last_seq != written.messages[0].seq:
                     lost.append(f"{session_id}: {contents}, {found.session.last_seq} {written.messages[0].seq}")
 
-    at_once(lambda worker=worker: race(worker) for worker in range(8))  # type: ignore[misc]
+    at_once(partial(race, worker) for worker in range(8))
 
     assert lost == []
 
@@ -277,10 +283,10 @@ def test_deleting_a_user_races_with_writing_to_its_sessions_without_leaving_an_o
 
         outcomes = at_once(
             [
-                lambda n=n: outcome(lambda: client.users.DeleteUser(DeleteUserRequest(user_id=f"u{n}"), timeout=30)),
-                lambda n=n: outcome(lambda: add(client, f"new-{n}", "x", user_id=f"u{n}")),
-                lambda n=n: outcome(lambda: add(client, f"known-{n}", "revived")),
-            ]  # type: ignore[misc]
+                partial(outcome, partial(client.users.DeleteUser, DeleteUserRequest(user_id=f"u{n}"), timeout=30)),
+                partial(outcome, partial(add, client, f"new-{n}", "x", user_id=f"u{n}")),
+                partial(outcome, partial(add, client, f"known-{n}", "revived")),
+            ]
         )
 
         assert outcomes[0] == "OK"

@@ -1,8 +1,8 @@
 """Whole conversations through the API: written, read back, listed, searched, deleted, revived and purged.
 
-The real ones are those of ../shared/data/locomo, where that folder is there; a small one of this project's own goes the
-same way always. One user a pair of speakers, one session a `session_N`, one message a turn, with the speaker as its role
-and `dia_id` in its metadata.
+The real ones are those of ../shared/data/locomo, where that folder is there; a small one of this project's own goes
+the same way always. One user a pair of speakers, one session a `session_N`, one message a turn, with the speaker as its
+role and `dia_id` in its metadata.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ from tests.integration.conftest import Client, connected, serving
 OURS = Path(__file__).parent.parent / "data"
 REAL = Path(__file__).parents[3] / "shared" / "data" / "locomo"
 
-# Of the real ones. The figure to beat, of plain full-text search over all ten conversations, is .60 on these five.
-LEAST_RECALL_AT_10 = 0.58
+# The mean over the questions of the share of their evidence among the first 10 results. Plain full-text search with
+# ts_rank finds 0.587 of the real ones.
+LEAST_RECALL_AT_10 = 0.64
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def as_sent(message: Message) -> Message:
     sent = Message()
     sent.CopyFrom(message)
     for field in ("session_id", "seq", "create_time", "update_time"):
-        sent.ClearField(field)  # type: ignore[arg-type]
+        sent.ClearField(field)
     return sent
 
 
@@ -155,9 +156,7 @@ def test_memory_is_the_newest_messages_oldest_first(client: Client, conversation
             assert memory.session.user_id == conversation.user_id
 
 
-def test_a_user_s_sessions_are_listed_in_pages_and_in_chunks(
-    client: Client, conversations: list[Conversation]
-) -> None:
+def test_a_user_s_sessions_are_listed_in_pages_and_in_chunks(client: Client, conversations: list[Conversation]) -> None:
     for conversation in conversations:
         of_user = SessionFilter(user_id=conversation.user_id)
         stream = client.sessions.StreamSessions(StreamSessionsRequest(filter=of_user, chunk_size=2), timeout=10)
@@ -178,18 +177,18 @@ def test_a_user_s_sessions_are_listed_in_pages_and_in_chunks(
 
 
 def test_searching_a_user_s_messages_finds_the_evidence(client: Client, conversations: list[Conversation]) -> None:
-    found = wanted = 0
+    recalls = []
     for conversation in conversations:
         for question in conversation.questions:
             request = SearchMemoryRequest(query=question.text, user_id=conversation.user_id, page_size=10)
             results = client.memory.SearchMemory(request, timeout=10).results
             assert [result.score for result in results] == sorted((result.score for result in results), reverse=True)
             ids = {result.message.metadata["dia_id"] for result in results}
-            found += len(question.evidence & ids)
-            wanted += len(question.evidence)
+            recalls.append(len(question.evidence & ids) / len(question.evidence))
 
-    print(f"recall@10 {found / wanted:.3f} over {wanted} messages of evidence")
-    assert found / wanted >= LEAST_RECALL_AT_10
+    recall = sum(recalls) / len(recalls)
+    print(f"recall@10 {recall:.3f} over {len(recalls)} questions")
+    assert recall >= LEAST_RECALL_AT_10
 
 
 def test_a_conversation_is_deleted_revived_and_purged(client: Client, conversations: list[Conversation]) -> None:

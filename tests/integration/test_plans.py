@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -139,7 +140,7 @@ def store(watched: Watched) -> PostgresStore:
 def plans_of(watched: Watched, action: Callable[[], Any], *, nested: bool = True) -> list[dict[str, Any]]:
     """The plans of one run of the action, after enough others for Postgres to have settled on a plan."""
     with watched.connection(CALL) as connection:
-        connection.execute("set auto_explain.log_nested_statements = " + ("on" if nested else "off"))  # type: ignore[arg-type]
+        connection.execute("select set_config('auto_explain.log_nested_statements', %s, false)", [str(nested)])
     for _ in range(8):
         watched.plans.clear()
         watched.transactions = 0
@@ -162,6 +163,10 @@ def _get_unknown_message(store: PostgresStore) -> None:
         store.get_message(CALL, "s3", UUID(int=0))
 
 
+def _list_sessions(store: PostgresStore, order: SessionOrder, after: Position | None) -> None:
+    assert len(store.list_sessions(CALL, SessionQuery(order=order), after, PAGE).sessions) == PAGE
+
+
 MIDDLE = Position(NOW - timedelta(minutes=SESSIONS // 2), UUID(int=0))
 
 # Each with the most rows that any one step of its plan may touch.
@@ -179,10 +184,7 @@ HOT: dict[str, tuple[Callable[[PostgresStore], Any], int]] = {
     ),
     "GetMessage": (_get_unknown_message, 1),
     **{
-        f"ListSessions, {order.value}, {where}": (
-            lambda store, order=order, after=after: store.list_sessions(CALL, SessionQuery(order=order), after, PAGE),
-            PAGE + 1,
-        )
+        f"ListSessions, {order.value}, {where}": (partial(_list_sessions, order=order, after=after), PAGE + 1)
         for order in SessionOrder
         for where, after in (("first page", None), ("middle", MIDDLE))
     },

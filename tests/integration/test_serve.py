@@ -7,11 +7,13 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import psutil
@@ -64,8 +66,10 @@ class Process:
 
 
 @pytest.fixture
-def data_dir(tmp_path: Path) -> Path:
-    return tmp_path / "data"
+def data_dir() -> Iterator[Path]:
+    """Not in pytest's directory: as root, Postgres is another user, and every pytest that starts locks others out."""
+    with tempfile.TemporaryDirectory(prefix="recalld-data-", ignore_cleanup_errors=True) as directory:
+        yield Path(directory)
 
 
 def start(arguments: list[str], tmp_path: Path) -> subprocess.Popen[str]:
@@ -294,7 +298,7 @@ def test_a_directory_that_the_embedded_postgres_cannot_use_is_one_clear_line(nam
 def test_it_serves_no_call_before_there_is_a_database_and_then_does(databases: Databases) -> None:
     with databases.empty() as url:
         missing = url.replace("/recalld_test_", "/recalld_late_")
-        name = missing.rpartition("/")[2].partition("?")[0]
+        name = urlsplit(missing).path.removeprefix("/")
         with (
             Server(settings(missing, pool_timeout="200ms")) as server,
             grpc.insecure_channel(server.address) as channel,

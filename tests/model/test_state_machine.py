@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -20,20 +21,27 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
     RuleBasedStateMachine,
     initialize,
-    precondition,
     rule,
     run_state_machine_as_test,
 )
 from psycopg import sql
 
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
-from recalld.domain import LocalCall, SessionQuery
+from recalld.domain import (
+    Call,
+    LocalCall,
+    PurgeProgress,
+    PurgeQuery,
+    Session,
+    SessionQuery,
+    Store,
+)
 from recalld.limits import DEFAULT_NAMESPACE
 from recalld.storage import PostgresStore
 from tests.model.sides import METHODS, Answer, Clock, Side, side_of
@@ -85,7 +93,7 @@ etags = st.sampled_from(["", "", "", "latest", "latest", "first", "wrong"])
 texts = st.sampled_from(TEXTS)
 roles = st.sampled_from(ROLES)
 pauses = st.sampled_from([timedelta(milliseconds=1), timedelta(seconds=20), timedelta(minutes=2), timedelta(days=1)])
-ages = st.sampled_from([None, 0, 0, 1, 25 * 60 * 60])
+ages = st.sampled_from([0, 0, None, 1, 25 * 60 * 60])
 messages = st.builds(
     memory_pb2.Message,
     message_id=st.sampled_from(["", "", *MESSAGE_IDS]),
@@ -123,19 +131,20 @@ class Sides:
 
 
 @dataclass
-class Listing:
-    """A listing that other calls happen in the middle of.
+class Reader:
+    """Reads the sessions of one side page by page. `token` is the next page's."""
 
-    Attributes:
-        tokens: the next page's, on the real and on the reference side.
-        seen: the sessions so far, likewise.
-        before: the etags of the sessions that were live when it began.
-    """
+    side: Side
+    token: str = ""
+    ended: bool = False
+    seen: list[str] = field(default_factory=list)
 
-    size: int
-    tokens: tuple[str, str]
-    seen: tuple[list[str], list[str]]
-    before: dict[str, str]
+    def read(self, size: int) -> None:
+        request = session_pb2.ListSessionsRequest(page_size=size, page_token=self.token)
+        (page,) = self.side.ask("ListSessions", request).responses
+        self.seen += [session.session_id for session in page.sessions]
+        self.token = page.next_page_token
+        self.ended = not self.token
 
 
 class Recalld(RuleBasedStateMachine):
@@ -146,7 +155,8 @@ class Recalld(RuleBasedStateMachine):
     def __init__(self, sides: Sides) -> None:
         super().__init__()
         self.sides = sides
-        self.listing: Listing | None = None
+        self.readers: list[Reader] = []
+        self.etags_before: dict[str, str] = {}
         sides.erase()
 
     def both(self, method: str, ask: Callable[[Side], Answer]) -> Answer:
@@ -207,14 +217,16 @@ class Recalld(RuleBasedStateMachine):
 
         self.both(method, ask)
 
-    @initialize(target=written, session_id=any_session_ids)
-    def begin(self, session_id: str) -> memory_pb2.AddMemoryRequest:
+    @initialize(targets=[written])
+    def begin(self) -> memory_pb2.AddMemoryRequest:
         """Something to work on, or programs would spend most of their calls on what does not exist."""
         for user_id in USERS:
             self.create_user(user_id, "", {})
-        self.create_session(session_id, USERS[0], {})
-        sent = [memory_pb2.Message(message_id=MESSAGE_IDS[0], role=ROLES[0], content=TEXTS[0])]
-        return self.add(memory_pb2.AddMemoryRequest(session_id=session_id, messages=sent))
+        for session_id in SESSIONS:
+            sent = [memory_pb2.Message(message_id=MESSAGE_IDS[0], role=ROLES[0], content=TEXTS[0])]
+            request = memory_pb2.AddMemoryRequest(session_id=session_id, messages=sent, user_id=USERS[0])
+            self.add(request)
+        return request
 
     # --- what is live, by the reference
 
@@ -314,41 +326,27 @@ class Recalld(RuleBasedStateMachine):
         self.all_pages("ListSessions", page, "sessions", arranged_by(order))
         self.all_chunks("StreamSessions", chunk, "sessions", resume, arranged_by(order))
 
-    @precondition(lambda self: self.listing is None)
     @rule(size=st.sampled_from([1, 2]))
-    def begin_a_listing(self, size: int) -> None:
-        self.listing = Listing(size, ("", ""), ([], []), self.live_etags())
+    def turn_the_page(self, size: int) -> None:
+        """Begins a listing, or reads its next page, whatever has happened since the one before."""
+        if not self.readers:
+            self.readers = [Reader(self.sides.real), Reader(self.sides.reference)]
+            self.etags_before = self.live_etags()
+        for reader in self.readers:
+            if not reader.ended:
+                reader.read(size)
+        if all(reader.ended for reader in self.readers):
+            self.end_the_listing()
 
-    @precondition(lambda self: self.listing is not None)
-    @rule()
-    def turn_the_page(self) -> None:
-        listing = self.listing
-        assert listing is not None
-        tokens = []
-        for side, token, seen in zip(
-            (self.sides.real, self.sides.reference), listing.tokens, listing.seen, strict=True
-        ):
-            if seen and not token:
-                tokens.append("")
-                continue
-            request = session_pb2.ListSessionsRequest(page_size=listing.size, page_token=token)
-            (page,) = side.ask("ListSessions", request).responses
-            seen += [session.session_id for session in page.sessions]
-            tokens.append(page.next_page_token)
-        listing.tokens = (tokens[0], tokens[1])
-        if not any(tokens):
-            self.end_the_listing(listing)
-
-    def end_the_listing(self, listing: Listing) -> None:
-        """What was live throughout must have been seen exactly once: what has the etag that it had at the beginning."""
-        self.listing = None
-        after = self.live_etags()
-        throughout = [each for each, etag in listing.before.items() if after.get(each) == etag]
-        for seen in listing.seen:
-            assert [seen.count(each) for each in throughout] == [1] * len(throughout)
+    def end_the_listing(self) -> None:
+        """What was live throughout, and has the etag that it had at the beginning, must have been seen exactly once."""
+        etags = self.live_etags()
+        throughout = [each for each, etag in self.etags_before.items() if etags.get(each) == etag]
+        for reader in self.readers:
+            assert [reader.seen.count(each) for each in throughout] == [1] * len(throughout)
+        self.readers = []
         self.sides.events["listing ended"] += 1
-        if after != listing.before:
-            self.sides.events["listing ended among changes"] += 1
+        self.sides.events["listing ended among changes"] += etags != self.etags_before
 
     def live_etags(self) -> dict[str, str]:
         page = self.sides.store.list_sessions(_CALL, SessionQuery(), None, 100)
@@ -372,6 +370,7 @@ class Recalld(RuleBasedStateMachine):
         metadata=documents,
         request_id=st.sampled_from(["", *REQUEST_IDS]),
         expected_last_seq=st.sampled_from([None, None, None, 0, 2]),
+        delete=st.sampled_from([False, False, True]),
     )
     def add_memory(
         self,
@@ -381,7 +380,10 @@ class Recalld(RuleBasedStateMachine):
         metadata: dict[str, Any],
         request_id: str,
         expected_last_seq: int | None,
+        delete: bool,
     ) -> memory_pb2.AddMemoryRequest:
+        if delete:
+            self.delete_session(session_id, True, "")
         if not request_id and not any(message.message_id for message in sent):
             request_id = str(uuid5(UUID(int=0), str(self.sides.clock())))  # else each side makes ids of its own
         request = memory_pb2.AddMemoryRequest(
@@ -546,8 +548,11 @@ class Recalld(RuleBasedStateMachine):
         scope=st.sampled_from(SCOPES),
         dry_run=st.sampled_from([False, False, True]),
         batch_size=st.sampled_from([0, 1, 2]),
+        delete=st.booleans(),
     )
-    def purge(self, age: int | None, scope: dict[str, Any], dry_run: bool, batch_size: int) -> None:
+    def purge(self, age: int | None, scope: dict[str, Any], dry_run: bool, batch_size: int, delete: bool) -> None:
+        if delete:
+            self.delete_user(USERS[-1], True, "")
         older_than = None if age is None else Duration(seconds=age)
         request = admin_pb2.PurgeRequest(older_than=older_than, dry_run=dry_run, batch_size=batch_size, **scope)
         totals = self.purge_totals(request)
@@ -604,22 +609,32 @@ def arranged_by(order: session_pb2.SessionOrder.ValueType) -> Arrangement:
 @pytest.fixture
 def sides(database_url: str) -> Iterator[Sides]:
     clock = Clock()
-    store = ReferenceStore(clock)
     with (
         open_database(database_url) as database,
-        side_of(PostgresStore(database, clock=clock), clock) as real,
-        side_of(store, clock) as reference,
         psycopg.connect(database_url, autocommit=True) as connection,
     ):
 
         def erase() -> None:
             for table in ("session", "message", "app_user", "tombstone"):
                 connection.execute(sql.SQL("delete from recalld.{}").format(sql.Identifier(table)))
-            store.erase()
+
+        with sides_of(PostgresStore(database, clock=clock), clock, erase) as both:
+            yield both
+
+
+@contextmanager
+def sides_of(store: Store, clock: Clock, erase_store: Callable[[], None]) -> Iterator[Sides]:
+    """The store to be tested, and a reference beside it."""
+    reference_store = ReferenceStore(clock)
+    with side_of(store, clock) as real, side_of(reference_store, clock) as reference:
+
+        def erase() -> None:
+            erase_store()
+            reference_store.erase()
             real.forget()
             reference.forget()
 
-        yield Sides(real, reference, store, clock, erase)
+        yield Sides(real, reference, reference_store, clock, erase)
 
 
 _REACHABLE_ERRORS = {
@@ -652,7 +667,7 @@ _EVENTS = {
 
 # Hypothesis goes over from new programs to variations of those it had after ten of them, so many short runs reach more
 # than a long one.
-_RUNS = 14
+_RUNS = 12
 _SETTINGS = settings(
     max_examples=10,
     stateful_step_count=50,
@@ -668,7 +683,39 @@ def test_every_answer_is_the_references_answer(sides: Sides) -> None:
     program: Any = partial(Recalld, sides)
     for _ in range(_RUNS):
         run_state_machine_as_test(program, settings=_SETTINGS)
-    print(sides.calls, sides.errors, sides.events)
     assert set(sides.calls) == set(METHODS)
     assert set(sides.errors) == _REACHABLE_ERRORS
     assert {event for event, count in sides.events.items() if count} == _EVENTS
+
+
+# --- negative controls: what is wrong is found
+
+
+class ClearsOnlyTheCount(ReferenceStore):
+    def clear_memory(self, call: Call, session_id: str) -> Session:
+        kept = self._namespaces[call.namespace].live_session(session_id)
+        return kept.set(self._clock(), message_count=0)
+
+
+class KeepsTheEtagWhenUndeleting(ReferenceStore):
+    def undelete_session(self, call: Call, session_id: str) -> Session:
+        super().undelete_session(call, session_id)
+        kept = self._namespaces[call.namespace].sessions[session_id]
+        return kept.set(kept.session.update_time, etag="always the same")
+
+
+class PurgesTooEarly(ReferenceStore):
+    def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]:
+        return super().purge(call, replace(query, cutoff=query.cutoff + timedelta(hours=1)))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("wrong", [ClearsOnlyTheCount, KeepsTheEtagWhenUndeleting, PurgesTooEarly])
+def test_a_store_that_breaks_a_rule_is_found_out(wrong: type[ReferenceStore]) -> None:
+    clock = Clock()
+    store = wrong(clock)
+    with sides_of(store, clock, store.erase) as both:
+        program: Any = partial(Recalld, both)
+        without_shrinking = settings(_SETTINGS, max_examples=200, phases=[Phase.generate], report_multiple_bugs=False)
+        with pytest.raises(AssertionError):
+            run_state_machine_as_test(program, settings=without_shrinking)

@@ -70,6 +70,7 @@ class Database:
         self._ping_pool: ConnectionPool[Connection] = ConnectionPool(
             url, min_size=1, max_size=1, timeout=timeout, open=False, name="recalld-ping", kwargs=options
         )
+        self._lent: set[Connection] = set()
         # At most one statement a connection can need stopping.
         self._stoppers = ThreadPoolExecutor(max_workers=size, thread_name_prefix="recalld-stop")
 
@@ -108,9 +109,11 @@ class Database:
                 running = _Running(connection, self._stoppers)
                 if not call.when_over(running.stop):
                     raise errors.Cancelled
+                self._lent.add(connection)
                 try:
                     yield connection
                 finally:
+                    self._lent.discard(connection)
                     running.end()
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as error:
             raise self._translated(error, call) from error
@@ -124,7 +127,7 @@ class Database:
             return errors.Overloaded()
         if isinstance(error, PoolTimeout):
             # No connection to be had: they are all busy, or there are none because the database is away.
-            return errors.Overloaded() if self._pool.get_stats()["pool_size"] else errors.StorageUnavailable()
+            return errors.Overloaded() if self._lent else errors.StorageUnavailable()
         if isinstance(error, _CONTENTION):
             return errors.Contention()
         if isinstance(error, (PoolClosed, *_UNAVAILABLE)):

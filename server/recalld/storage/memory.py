@@ -47,19 +47,19 @@ _GET_MEMORY = compose(
     no_message=", ".join(["null"] * _MESSAGE_WIDTH),
 )
 _LIST_ASCENDING, _LIST_DESCENDING = (
-    compose(_SQL["list_messages"], columns=_SQL["columns"], range=_SQL[range], direction=direction)
-    for range, direction in (("ascending", "asc"), ("descending", "desc"))
+    compose(_SQL["list_messages"], columns=_SQL["columns"], range=_SQL[order], direction=direction)
+    for order, direction in (("ascending", "asc"), ("descending", "desc"))
 )
 _GET, _UPDATE, _DELETE = (
     compose(_SQL[name], columns=_SQL["columns"]) for name in ("get_message", "update_message", "delete_message")
 )
 _SEARCH = {
-    scope: compose(_SQL["search"], columns=_SQL["columns"], terms=_SQL["search_terms"], scope=condition)
-    for scope, condition in {
-        "session": "s.session_key = %(session_key)s and m.session_key = %(session_key)s",
-        "user": "s.user_id = %(user_id)s",
-        "namespace": "true",
-    }.items()
+    scope: compose(_SQL["search"], columns=_SQL["columns"], messages=_SQL[messages], scope=condition)
+    for scope, messages, condition in (
+        ("session", "search_few", "s.session_key = %(session_key)s"),
+        ("user", "search_few", "s.user_id = %(user_id)s"),
+        ("namespace", "search_all", "true"),
+    )
 }
 
 

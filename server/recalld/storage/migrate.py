@@ -50,7 +50,6 @@ def migrate(url: str, language: str, *, change_language: bool = False) -> list[s
                 log.warning("searching in %s, not %s: `recalld migrate` changes it", current, language)
             return applied
     except psycopg.OperationalError as error:
-        log.warning("cannot migrate: %s", _one_line(error))
         raise StorageUnavailable from error
     except psycopg.Error as error:
         raise MigrationError(_one_line(error)) from error

@@ -136,7 +136,8 @@ class SessionStore(SubjectStore):
         update_range = (query.update_time_from and to_minute(query.update_time_from), query.update_time_to)
         (low, high), others = (create_range, update_range) if by_create else (update_range, create_range)
         filtered = any(condition is not None for condition in (query.metadata, *others))
-        values = {
+        examine = max(limit + 1, _EXAMINE) if filtered else limit + 1
+        values: Values = {
             "namespace": call.namespace,
             "user_id": query.user_id,
             "metadata": None if query.metadata is None else metadata.to_json(query.metadata),
@@ -146,7 +147,7 @@ class SessionStore(SubjectStore):
             "update_to": query.update_time_to,
             "low": low,
             "high": high,
-            "examine": limit + 1 if not filtered else max(limit + 1, _EXAMINE),
+            "examine": examine,
         }
         statement = _LIST[query.order, bool(query.user_id), query.show_deleted]
         found: list[tuple[Session, Position]] = []
@@ -161,9 +162,9 @@ class SessionStore(SubjectStore):
                 after = Position(time, key)
                 if matches:
                     found.append((session_of(tuple(columns)), after))
-            if not rows or rows[-1][-1] < values["examine"]:
+            if not rows or rows[-1][-1] < examine:
                 return SessionPage(found, None)
-            examined += values["examine"]
+            examined += examine
             if len(found) == limit or examined >= MAX_EXAMINED:
                 return SessionPage(found, after)
 
@@ -174,7 +175,7 @@ class SessionStore(SubjectStore):
 def find(connection: Connection, call: Call, session_id: str) -> Session | None:
     """The session, live or deleted."""
     row = connection.execute(_GET, {"session_key": session_key(call.namespace, session_id)}).fetchone()
-    return row and session_of(row)
+    return session_of(row) if row else None
 
 
 def get(connection: Connection, call: Call, session_id: str, *, show_deleted: bool = False) -> Session:
@@ -197,7 +198,7 @@ def revive(connection: Connection, call: Call, session: Session, times: Values) 
         **times,
     }
     row = connection.execute(_UNDELETE, values).fetchone()
-    return row and session_of(row)
+    return session_of(row) if row else None
 
 
 def lock_user(connection: Connection, namespace: str, user_id: str) -> None:

@@ -107,7 +107,7 @@ class UserStore(SubjectStore):
 
 def _get(connection: Connection, call: Call, user_id: str, *, show_deleted: bool = False) -> User:
     row = connection.execute(_GET, {"user_key": user_key(call.namespace, user_id)}).fetchone()
-    user = row and user_of(row)
+    user = user_of(row) if row else None
     if user is None or (user.delete_time and not show_deleted):
         raise errors.UserNotFound(user_id)
     return user

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import LiteralString, cast
+from typing import LiteralString
 
 _HEADER = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
@@ -16,12 +16,12 @@ def statements(subject: str) -> dict[str, LiteralString]:
     """
     text = (Path(__file__).parent / f"{subject}.sql").read_text("utf-8")
     _preface, *parts = _HEADER.split(text)
-    return {name: cast(LiteralString, body.strip()) for name, body in zip(parts[::2], parts[1::2], strict=True)}
+    return {name: body.strip() for name, body in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def compose(statement: LiteralString, **parts: str) -> LiteralString:
     """Fills the `{named}` places of a statement with other parts of this package's SQL, never with values."""
-    return cast(LiteralString, statement.format_map(_Parts(parts)))
+    return statement.format_map(_Parts(parts))
 
 
 class _Parts(dict[str, str]):
