@@ -1,0 +1,114 @@
+"""Bringing a database to the schema: once, all or nothing, by whoever comes first."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from recalld.domain import LocalCall, NewMemory, SearchQuery
+from recalld.errors import StorageUnavailable
+from recalld.storage import MigrationError, PostgresStore, migrate
+from recalld.storage.migrate import newest_revision
+from tests.contract.asking import said
+from tests.postgres import Databases, open_database
+
+CALL = LocalCall("default")
+
+
+@pytest.fixture
+def empty_url(databases: Databases) -> Iterator[str]:
+    with databases.empty() as url:
+        yield url
+
+
+def test_an_empty_database_gets_every_step_and_a_second_run_finds_nothing_to_do(empty_url: str) -> None:
+    assert migrate(empty_url, "english") == ["0001_initial"]
+    assert migrate(empty_url, "english") == []
+    with psycopg.connect(empty_url) as connection:
+        assert connection.execute("select version_num from recalld.alembic_version").fetchall() == [
+            (newest_revision(),)
+        ]
+
+
+def test_of_many_that_start_at_once_on_an_empty_database_one_migrates_and_all_succeed(empty_url: str) -> None:
+    command = [sys.executable, "-m", "recalld", "migrate", "--database-url", empty_url]
+    # Held here, the lock keeps all of them at the start line; each has seen the database empty by then.
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("select pg_advisory_lock(hashtextextended('recalld.migrate', 0))")
+        starters = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        wait_until_waiting(connection, len(starters))
+    outputs = [starter.communicate(timeout=30)[0] for starter in starters]
+
+    assert [starter.returncode for starter in starters] == [0] * 4
+    assert sorted(outputs) == ["migrated: 0001_initial\n"] + ["nothing to do: the database is up to date\n"] * 3
+
+
+def wait_until_waiting(connection: psycopg.Connection, processes: int) -> None:
+    """Returns when so many wait for an advisory lock; fails after 30 seconds."""
+    deadline = time.monotonic() + 30
+    waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted and database ="
+    waiting += " (select oid from pg_database where datname = current_database())"
+    while connection.execute(waiting).fetchone() != (processes,):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(empty_url: str) -> None:
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        connection.execute("create schema recalld")
+        connection.execute("create table recalld.tombstone ()")  # in the way of a later statement of the same step
+
+    with pytest.raises(MigrationError, match="tombstone"):
+        migrate(empty_url, "english")
+
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        assert connection.execute("select to_regclass('recalld.session')").fetchone() == (None,)
+        connection.execute("drop table recalld.tombstone")
+    assert migrate(empty_url, "english") == ["0001_initial"]
+
+
+def test_a_schema_that_this_version_does_not_know_is_left_alone(empty_url: str) -> None:
+    migrate(empty_url, "english")
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("update recalld.alembic_version set version_num = '9999'")
+
+    with pytest.raises(MigrationError, match="9999"):
+        migrate(empty_url, "english")
+
+
+def test_a_database_that_cannot_be_reached_is_unavailable(empty_url: str) -> None:
+    with pytest.raises(StorageUnavailable):
+        migrate(empty_url.replace("/recalld_test_", "/no_such_"), "english")
+
+
+def test_a_new_database_searches_in_the_language_that_is_set(empty_url: str) -> None:
+    migrate(empty_url, "german")
+    with open_database(empty_url) as database:
+        store = PostgresStore(database)
+        store.add_memory(CALL, NewMemory("s", [said("Die Häuser am Fluss")]))
+
+        assert len(store.search_memory(CALL, SearchQuery("Haus", 10))) == 1
+
+
+def test_the_language_of_a_database_changes_only_when_that_is_asked_for(empty_url: str) -> None:
+    migrate(empty_url, "english")
+    with open_database(empty_url) as database:
+        store = PostgresStore(database)
+        store.add_memory(CALL, NewMemory("s", [said("Die Häuser am Fluss")]))
+        german = SearchQuery("Haus", 10)
+
+        assert migrate(empty_url, "german") == []
+        assert store.search_memory(CALL, german) == []
+
+        assert migrate(empty_url, "german", change_language=True) == ["search language german"]
+        assert len(store.search_memory(CALL, german)) == 1
+
+
+def test_a_language_that_postgres_does_not_have_is_refused_by_name(empty_url: str) -> None:
+    with pytest.raises(MigrationError, match="klingon"):
+        migrate(empty_url, "klingon")
