@@ -19,6 +19,7 @@ from recall.v1.admin_pb2 import PurgeRequest
 from recall.v1.memory_pb2 import (
     MESSAGE_ORDER_SEQ_DESC,
     AddMemoryRequest,
+    DeleteMessageRequest,
     GetMemoryRequest,
     ListMessagesRequest,
     Message,
@@ -192,6 +193,28 @@ def test_a_call_repeated_by_16_threads_at_once_is_stored_once(client: Client) ->
 
     assert len({answer.SerializeToString(deterministic=True) for answer in answers}) == 1
     assert [message.content for message in all_messages(client, "s")] == ["one", "two"]
+
+
+def test_a_message_is_deleted_once_and_counted_once_however_many_delete_it(client: Client) -> None:
+    """While others append to the same session."""
+    doomed = [message.message_id for message in add(client, "s", *(f"{n}" for n in range(8))).messages]
+
+    outcomes = at_once(
+        [
+            *(
+                partial(
+                    outcome, partial(client.memory.DeleteMessage, DeleteMessageRequest(session_id="s", message_id=m))
+                )
+                for m in doomed * 4
+            ),
+            *(partial(outcome, partial(add, client, "s", "x", "y")) for _ in range(8)),
+        ]
+    )
+
+    assert Counter(outcomes) == {"OK": 16, "NOT_FOUND": 24}
+    session = client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10).session
+    assert (session.message_count, session.last_seq) == (16, 24)
+    assert [message.content for message in all_messages(client, "s")] == ["x", "y"] * 8
 
 
 @pytest.mark.parametrize("order", [SESSION_ORDER_UNSPECIFIED, SESSION_ORDER_CREATE_TIME_DESC])

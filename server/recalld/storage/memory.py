@@ -147,7 +147,7 @@ class MemoryStore(SubjectStore):
             "message_id": message_id,
             **self._times(),
         }
-        with self._database.connection(call) as connection, connection.transaction():
+        with self._database.connection(call) as connection:
             row = connection.execute(_DELETE, values).fetchone()
             if row is None:
                 raise errors.MessageNotFound(str(message_id))

@@ -122,13 +122,11 @@ returning {columns}
 
 -- name: delete_message
 with s as (
-    update recalld.session as s
-       set update_time = greatest(s.update_time, %(time)s),
-           active_time = greatest(s.active_time, %(minute)s),
-           message_count = s.message_count - 1
+    select s.cleared_seq, s.namespace
+      from recalld.session as s
      where s.session_key = %(session_key)s
        and s.delete_time is null
-    returning s.cleared_seq, s.namespace
+       for update
 ), m as (
     update recalld.message as m
        set delete_time = %(time)s
@@ -138,6 +136,13 @@ with s as (
        and m.seq > s.cleared_seq
        and m.delete_time is null
     returning m.*, s.namespace
+), counted as (
+    update recalld.session as s
+       set update_time = greatest(s.update_time, %(time)s),
+           active_time = greatest(s.active_time, %(minute)s),
+           message_count = s.message_count - 1
+      from m
+     where s.session_key = %(session_key)s
 ), tombstone as (
     insert into recalld.tombstone as t (session_key, last_seq, delete_time, first_seq, namespace, whole)
     select m.session_key, m.seq, %(time)s, m.seq, m.namespace, false

@@ -18,7 +18,9 @@ create table recalld.session (
     update_time   timestamptz not null,
     active_time   timestamptz not null,
     delete_time   timestamptz,
-    deleted       boolean     not null generated always as (delete_time is not null) stored
+    deleted       boolean     not null generated always as (delete_time is not null) stored,
+    -- Reads rely on it: of the seqs above the watermark, message_count are live.
+    constraint session_counts check (message_count between 0 and last_seq - cleared_seq)
 ) with (fillfactor = 80);
 
 comment on table recalld.session is 'One conversation; the row lock of its row orders everything that happens to it.';
