@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from recalld import limits
-from recalld.domain import Call, MessageChange, MessagePage, MetadataChange, NewMemory, Store
+from recalld.domain import Call, MessageChange, MessagePage, Metadata, MetadataChange, NewMemory, Store
 from recalld.errors import LimitExceeded, MessageNotFound, SessionNotFound
 from tests.contract.asking import contents_of, read, said, write
 
@@ -232,3 +232,15 @@ def test_every_message_can_be_deleted_singly(store: Store, call: Call) -> None:
     assert store.get_session(call, "s").message_count == 0
     assert store.clear_memory(call, "s").message_count == 0
     assert store.delete_session(call, "s").message_count == 0
+
+
+def test_numbers_that_postgres_writes_out_in_full_hide_no_message_and_hinder_no_merge(store: Store, call: Call) -> None:
+    """5e-324 is 6 bytes of JSON, and 326 as Postgres shows it; 1e308 is 309."""
+    extreme: Metadata = {"tiny": [5e-324] * 4000, "huge": [1e308] * 4000}
+    message = said("extreme", metadata=extreme)
+    store.add_memory(call, NewMemory("s", [said("before"), message, said("after")]))
+
+    assert read(store, call, "s") == ["before", "extreme", "after"]
+    assert contents_of(store.list_messages(call, "s", None, 10).messages) == ["before", "extreme", "after"]
+    change = MessageChange(metadata=MetadataChange({"more": 1}))
+    assert store.update_message(call, "s", message.message_id, change).metadata == {**extreme, "more": 1}

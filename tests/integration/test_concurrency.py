@@ -297,6 +297,23 @@ def test_purge_racing_with_a_reviving_write_never_loses_a_live_message(client: C
     assert lost == []
 
 
+def test_concurrent_purges_of_the_same_session_all_complete(client: Client) -> None:
+    """With different batch sizes, so that they meet at different places."""
+    for n in range(10):
+        contents = ["x"] * 1000
+        for _ in range(4):
+            add(client, f"s{n}", *contents)
+        client.sessions.DeleteSession(DeleteSessionRequest(session_id=f"s{n}"), timeout=10)
+
+        at_once(
+            partial(purge, client, PurgeRequest(older_than=Duration(), batch_size=size))
+            for size in (300, 1000, 3000, 10_000)
+        )
+
+    everything = ListSessionsRequest(show_deleted=True)
+    assert list(client.sessions.ListSessions(everything, timeout=10).sessions) == []
+
+
 def test_deleting_a_user_races_with_writing_to_its_sessions_without_leaving_an_orphan(client: Client) -> None:
     """Whoever comes first: in the end no live session belongs to a deleted user."""
     for n in range(40):

@@ -1,8 +1,9 @@
 """What README.md shows is what happens: its Python blocks, grpcurl lines, commands and queries, on a fresh server.
 
 Each line of a sh block is followed by its answer, in comments. Times, ids made by the server, tokens, etags and scores
-differ from run to run: they must be there, whatever they are. The grpcurl lines go through grpcurl where there is one
-(on PATH, or where GRPCURL says), and always through Python, by reflection and the JSON form of protobuf.
+differ from run to run: they must be there, whatever they are. At the start of a stream, "…" stands for all but its last
+answers. The grpcurl lines go through grpcurl where there is one (on PATH, or where GRPCURL says), and always through
+Python, by reflection and the JSON form of protobuf.
 """
 
 from __future__ import annotations
@@ -120,8 +121,10 @@ def run_grpcurl(command: Command, address: str, ask: Ask) -> None:
     """Runs a line, and compares what it prints with the answer shown."""
     assert ADDRESS in command.line
     printed = ask(shlex.split(command.line.replace(ADDRESS, address))[1:])
-    if command.answer.startswith("{"):
-        assert_alike(documents(printed), documents(command.answer))
+    if command.answer.startswith(("{", "…")):
+        shown = documents(command.answer.removeprefix("…"))
+        answers = documents(printed)
+        assert_alike(answers[-len(shown) :] if command.answer.startswith("…") else answers, shown)
     else:
         assert printed.split() == command.answer.split()
 

@@ -11,8 +11,8 @@ from recalld import limits, metadata
 from recalld.domain import Metadata
 from recalld.errors import InvalidField
 
-# A Struct's numbers are doubles; up to here every integer has one of its own.
-_MAX_EXACT = 2.0**53
+# A Struct's numbers are doubles.
+_MAX_EXACT = float(metadata.MAX_EXACT_INTEGER)
 
 # No Struct takes more room as JSON than this times its own size: the worst is a control character, one byte that JSON
 # writes as \u0001.

@@ -14,10 +14,11 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 from psycopg.adapt import AdaptersMap
+from psycopg.types.json import set_json_loads
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
-from recalld import errors
+from recalld import errors, metadata
 from recalld.domain import Call
 from recalld.storage.sql import statements
 
@@ -188,8 +189,12 @@ class _BinaryCursor(psycopg.Cursor[tuple[Any, ...]]):
 
 
 def _adapters() -> AdaptersMap:
-    """Sends every int as bigint: by default the type follows the value, and each makes another prepared statement."""
+    """How values go over the wire.
+
+    Every int is sent as bigint: by default the type follows the value, and each makes another prepared statement.
+    """
     adapters = AdaptersMap(psycopg.adapters)
+    set_json_loads(metadata.from_json, adapters)
     adapters.register_dumper(int, Int8Dumper)
     adapters.register_dumper(int, Int8BinaryDumper)
     return adapters

@@ -39,7 +39,7 @@ select {no_session}, {columns}
  cross join lateral (
        select m.*,
               sum(coalesce(m.token_count, (octet_length(m.content) + 3) / 4)) over newest as tokens,
-              sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0) + 256) over newest as bytes
+              sum(octet_length(m.content) + coalesce(pg_column_size(m.metadata), 0)) over newest as bytes
          from recalld.message as m
         where m.session_key = %(session_key)s
           and m.seq > greatest(s.cleared_seq, s.cleared_seq + s.message_count - %(last_n)s, %(after_seq)s)
@@ -63,7 +63,7 @@ select {columns}, m.followed
   from s
   left join lateral (
        select m.*,
-              sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0) + 256) over page as bytes,
+              sum(octet_length(m.content) + coalesce(pg_column_size(m.metadata), 0)) over page as bytes,
               lead(m.seq) over page is not null as followed
          from recalld.message as m
         where m.session_key = %(session_key)s

@@ -55,6 +55,7 @@ select 0, (select count(*) from m)
 -- name: remove_session
 -- A deleted session with all that is left of it, if it is still deleted as of the tombstone. A write that revives it
 -- meanwhile changes the row, whose conditions are then looked at anew: a live session stays, and nothing is removed.
+-- The counts make the parts run in this order: a tombstone is always locked before its messages.
 with s as (
     delete from recalld.session as s
      where s.session_key = %(session_key)s
@@ -66,11 +67,13 @@ with s as (
      where t.session_key = %(session_key)s
        and t.last_seq <= %(last_seq)s
        and (select count(*) from s) > 0
+    returning t.session_key
 ), m as (
     delete from recalld.message as m
      where m.session_key = %(session_key)s
        and m.seq <= %(last_seq)s
        and (select count(*) from s) > 0
+       and (select count(*) from t) >= 0
     returning m.seq
 )
 select (select count(*) from s), (select count(*) from m)
