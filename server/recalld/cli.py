@@ -185,7 +185,9 @@ def purge(
         request.session_id = session_id
     if user_id is not None:
         request.user_id = user_id
-    with grpc.insecure_channel(target or settings.listen) as channel:
+    # A proxy that is set for the web would only get in the way.
+    options = [("grpc.enable_http_proxy", 0)]
+    with grpc.insecure_channel(target or settings.listen, options=options) as channel:
         try:
             _show_progress(AdminServiceStub(channel).Purge(request), dry_run=dry_run)
         except grpc.RpcError as error:

@@ -9,10 +9,12 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from psycopg import sql
 
 from recalld.domain import LocalCall, NewMemory, SearchQuery
 from recalld.errors import StorageUnavailable
 from recalld.storage import MigrationError, PostgresStore, migrate
+from recalld.storage.keys import session_key, user_key
 from recalld.storage.migrate import newest_revision
 from tests.contract.asking import said
 from tests.postgres import Databases, open_database
@@ -107,6 +109,25 @@ def test_the_language_of_a_database_changes_only_when_that_is_asked_for(empty_ur
 
         assert migrate(empty_url, "german", change_language=True) == ["search language german"]
         assert len(store.search_memory(CALL, german)) == 1
+
+
+def test_a_database_that_may_lose_writes_is_warned_of(empty_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    migrate(empty_url, "english")
+    assert caplog.messages == []
+
+    with psycopg.connect(empty_url, autocommit=True) as connection:
+        name = sql.Identifier(connection.info.dbname)
+        connection.execute(sql.SQL("alter database {} set synchronous_commit = off").format(name))
+    migrate(empty_url, "english")
+    assert [message.split()[0] for message in caplog.messages] == ["synchronous_commit"]
+
+
+@pytest.mark.parametrize("identifier", ["demo", "", "äöü 🍯", "x" * 256, "a'b\\c"])
+def test_psql_derives_the_keys_that_the_server_does(database_url: str, identifier: str) -> None:
+    keys = "select recalld.session_key(%(ns)s, %(id)s), recalld.user_key(%(ns)s, %(id)s)"
+    with psycopg.connect(database_url) as connection:
+        found = connection.execute(keys, {"ns": "a world", "id": identifier}).fetchone()
+    assert found == (session_key("a world", identifier), user_key("a world", identifier))
 
 
 def test_a_language_that_postgres_does_not_have_is_refused_by_name(empty_url: str) -> None:

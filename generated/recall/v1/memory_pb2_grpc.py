@@ -185,10 +185,12 @@ class MemoryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SearchMemory(self, request, context):
-        """SearchMemory finds live messages by full text, best first: content and role
-        are searched, any term of the query may match, in the server's configured
-        language. Every message is searchable as soon as it is acknowledged. Safe
-        to retry.
+        """SearchMemory finds live messages by full text, best first: role and content
+        are searched (together their first 65,536 characters), any term of the query
+        may match, in the server's configured language. A message counts how rare
+        its terms are among all matches, and a quarter of what the messages right
+        before and after it count. Every message is searchable as soon as it is
+        acknowledged. Safe to retry.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -103,10 +103,12 @@ class MemoryServiceStub:
     deleted.
     """
     SearchMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.SearchMemoryRequest, _memory_pb2.SearchMemoryResponse]
-    """SearchMemory finds live messages by full text, best first: content and role
-    are searched, any term of the query may match, in the server's configured
-    language. Every message is searchable as soon as it is acknowledged. Safe
-    to retry.
+    """SearchMemory finds live messages by full text, best first: role and content
+    are searched (together their first 65,536 characters), any term of the query
+    may match, in the server's configured language. A message counts how rare
+    its terms are among all matches, and a quarter of what the messages right
+    before and after it count. Every message is searchable as soon as it is
+    acknowledged. Safe to retry.
     """
 
 @_typing.type_check_only
@@ -184,10 +186,12 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     deleted.
     """
     SearchMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.SearchMemoryRequest, _memory_pb2.SearchMemoryResponse]  # type: ignore[assignment]
-    """SearchMemory finds live messages by full text, best first: content and role
-    are searched, any term of the query may match, in the server's configured
-    language. Every message is searchable as soon as it is acknowledged. Safe
-    to retry.
+    """SearchMemory finds live messages by full text, best first: role and content
+    are searched (together their first 65,536 characters), any term of the query
+    may match, in the server's configured language. A message counts how rare
+    its terms are among all matches, and a quarter of what the messages right
+    before and after it count. Every message is searchable as soon as it is
+    acknowledged. Safe to retry.
     """
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -310,10 +314,12 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _memory_pb2.SearchMemoryRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_memory_pb2.SearchMemoryResponse, _abc.Awaitable[_memory_pb2.SearchMemoryResponse]]:
-        """SearchMemory finds live messages by full text, best first: content and role
-        are searched, any term of the query may match, in the server's configured
-        language. Every message is searchable as soon as it is acknowledged. Safe
-        to retry.
+        """SearchMemory finds live messages by full text, best first: role and content
+        are searched (together their first 65,536 characters), any term of the query
+        may match, in the server's configured language. A message counts how rare
+        its terms are among all matches, and a quarter of what the messages right
+        before and after it count. Every message is searchable as soon as it is
+        acknowledged. Safe to retry.
         """
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

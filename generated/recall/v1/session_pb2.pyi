@@ -92,7 +92,7 @@ class Session(_message.Message):
     def metadata(self) -> _struct_pb2.Struct:
         """The caller's notes on the session. At most 64 KiB as compact JSON in UTF-8,
         32 levels deep. Numbers are doubles: integers beyond 2^53 lose precision on
-        the wire.
+        the wire. Unset when empty.
         """
 
     @_builtins.property

@@ -44,8 +44,10 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
             ),
         )
         progress = PurgeProgress(sessions=0, messages=0, users=0)
-        for progress in self._store.purge(RpcCall(context), query):
-            yield admin_pb2.PurgeResponse(**progress._asdict())
+        for latest in self._store.purge(RpcCall(context), query):
+            if latest != progress:
+                progress = latest
+                yield admin_pb2.PurgeResponse(**progress._asdict())
         yield admin_pb2.PurgeResponse(**progress._asdict(), done=True)
 
 

@@ -42,6 +42,7 @@ def migrate(url: str, language: str, *, change_language: bool = False) -> list[s
     try:
         with psycopg.connect(url, connect_timeout=_CONNECT_TIMEOUT, autocommit=True) as connection:
             applied = [] if _revision(connection) == newest_revision() else _upgrade(url)
+            _warn_of_lost_writes(connection)
             current = _language(connection)
             if current != language and (change_language or applied[:1] == ["0001_initial"]):
                 _set_language(connection, language)
@@ -93,6 +94,15 @@ def _upgrade(url: str) -> list[str]:
     except CommandError as error:
         raise MigrationError(f"the database's schema is not one that this version knows: {error}") from error
     return applied
+
+
+def _warn_of_lost_writes(connection: psycopg.Connection[Any]) -> None:
+    """An acknowledged write is durable only if Postgres is told to make it so."""
+    row = connection.execute(_SQL["durability"]).fetchone()
+    assert row is not None
+    for setting, value in zip(("fsync", "synchronous_commit"), row, strict=True):
+        if value == "off":
+            log.warning("%s is off in the database: a crash there can lose acknowledged writes", setting)
 
 
 def _language(connection: psycopg.Connection[Any]) -> str:

@@ -4,6 +4,9 @@ select
 -- name: revision
 select version_num from recalld.alembic_version
 
+-- name: durability
+select current_setting('fsync'), current_setting('synchronous_commit')
+
 -- name: search_language
 select cfgname from pg_catalog.pg_ts_config where oid = recalld.search_language()
 

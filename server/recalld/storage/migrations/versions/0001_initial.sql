@@ -105,6 +105,22 @@ comment on column recalld.tombstone.whole is 'the session was deleted, not only 
 create index tombstone_by_delete_time on recalld.tombstone (namespace, delete_time, session_key, last_seq);
 
 
+-- The keys as the server derives them, for psql:
+-- select * from recalld.message where session_key = recalld.session_key('default', 'demo').
+create function recalld.derived_key(kind text, namespace text, identifier text) returns uuid
+    language sql immutable parallel safe
+    return encode(substring(sha256(convert_to(kind, 'UTF8') || '\x00' || convert_to(namespace, 'UTF8') || '\x00'
+                                   || convert_to(identifier, 'UTF8')) for 16), 'hex')::uuid;
+
+create function recalld.session_key(namespace text, session_id text) returns uuid
+    language sql immutable parallel safe
+    return recalld.derived_key('session', namespace, session_id);
+
+create function recalld.user_key(namespace text, user_id text) returns uuid
+    language sql immutable parallel safe
+    return recalld.derived_key('user', namespace, user_id);
+
+
 -- JSON Merge Patch, RFC 7396 section 2.
 create function recalld.merge_patch(target jsonb, patch jsonb) returns jsonb
     language plpgsql immutable parallel safe as $$
