@@ -147,3 +147,20 @@ def test_a_query_of_many_terms_is_answered(store: Store, call: Call) -> None:
     query = " ".join(f"word{number}" for number in range(500))
     assert search(store, call, SearchQuery(query, 10)) == []
     assert search(store, call, SearchQuery(query + " apple", 10)) == ["apple 799"]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a_" * 500_000,  # the square of the length, for the text search parser
+        "~/" * 500_000,
+        "a-1-" * 250_000,
+        " ".join(map(str, range(150_000))),  # more than a tsvector holds
+        "𐐷 " * 200_000,
+    ],
+    ids=["underscores", "paths", "hyphens", "numbers", "wide characters"],
+)
+def test_any_message_can_be_stored_and_its_beginning_searched(store: Store, call: Call, text: str) -> None:
+    write(store, call, "s", f"apple {text}")
+    assert len(search(store, call, SearchQuery("apple", 10))) == 1

@@ -333,3 +333,17 @@ def test_deleting_a_user_races_with_writing_to_its_sessions_without_leaving_an_o
         assert set(outcomes[1:]) <= {"OK", "FAILED_PRECONDITION"}
         request = ListSessionsRequest(filter=SessionFilter(user_id=f"u{n}"))
         assert list(client.sessions.ListSessions(request, timeout=10).sessions) == []
+
+
+def test_a_delete_without_an_etag_never_complains_of_one(client: Client) -> None:
+    """While others revive what it deletes."""
+    delete = DeleteSessionRequest(session_id="s")
+    tasks = [partial(outcome, partial(client.sessions.DeleteSession, delete, timeout=30))] * 4
+    tasks += [partial(outcome, partial(add, client, "s", "x"))] * 4
+
+    def repeat(task: Callable[[], str]) -> Counter[str]:
+        return Counter(task() for _ in range(100))
+
+    outcomes = sum(at_once(partial(repeat, task) for task in tasks), Counter[str]())
+
+    assert set(outcomes) <= {"OK", "NOT_FOUND"}

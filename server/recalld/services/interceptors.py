@@ -134,7 +134,12 @@ def _internal(error: Exception) -> Internal:
 
 def _where(error: BaseException) -> str:
     """The types and stacks of the error and its causes, without their texts: those may quote what users wrote."""
-    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    earlier = f"{_where(cause)}which led to:\n" if cause is not None else ""
-    stack = "".join(traceback.format_tb(error.__traceback__))
-    return f"{earlier}{stack}{type(error).__module__}.{type(error).__qualname__}\n"
+    story: list[str] = []
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        stack = "".join(traceback.format_tb(cause.__traceback__))
+        story.insert(0, f"{stack}{type(cause).__module__}.{type(cause).__qualname__}\n")
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    return "which led to:\n".join(story)

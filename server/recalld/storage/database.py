@@ -117,9 +117,12 @@ class Database:
                     self._lent.discard(connection)
                     running.end()
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as error:
-            raise self._translated(error, call) from error
+            if known := self._translated(error, call):
+                raise known from error
+            raise
 
-    def _translated(self, error: Exception, call: Call) -> Exception:
+    def _translated(self, error: Exception, call: Call) -> errors.RecallError | None:
+        """The domain's error for one of the database or the pool; None for a defect."""
         if call.remaining() == 0:
             return errors.DeadlineExceeded()
         if not call.when_over(_nothing):
@@ -134,7 +137,7 @@ class Database:
         if isinstance(error, (PoolClosed, *_UNAVAILABLE)):
             log.warning("database: %s %s", getattr(error, "sqlstate", None), " ".join(str(error).split()))
             return errors.StorageUnavailable()
-        return error
+        return None
 
 
 class _Running:

@@ -97,7 +97,7 @@ class SessionStore(SubjectStore):
                 lock_user(connection, call.namespace, change.user_id)
             row = connection.execute(_UPDATE, values).fetchone()
             if row is None:
-                raise _missing_or_changed(connection, call, session_id)
+                raise _missing_or_changed(connection, call, session_id, change.etag)
             session = session_of(row)
             check_merged(session.metadata)
             return session
@@ -107,7 +107,7 @@ class SessionStore(SubjectStore):
         with self._database.connection(call) as connection:
             row = connection.execute(_DELETE, values).fetchone()
             if row is None:
-                raise _missing_or_changed(connection, call, session_id)
+                raise _missing_or_changed(connection, call, session_id, etag)
             return session_of(row)
 
     def undelete_session(self, call: Call, session_id: str) -> Session:
@@ -209,7 +209,7 @@ def lock_user(connection: Connection, namespace: str, user_id: str) -> None:
             raise errors.UserMissing(user_id)
 
 
-def _missing_or_changed(connection: Connection, call: Call, session_id: str) -> errors.RecallError:
-    """Why no row met the conditions of an update."""
-    get(connection, call, session_id)
-    return errors.EtagMismatch()
+def _missing_or_changed(connection: Connection, call: Call, session_id: str, etag: str) -> errors.RecallError:
+    """Why no row met the conditions of an update. Without an etag there is one condition only: being live."""
+    session = find(connection, call, session_id) if etag else None
+    return errors.SessionNotFound(session_id) if session is None or session.delete_time else errors.EtagMismatch()

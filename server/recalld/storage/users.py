@@ -58,7 +58,7 @@ class UserStore(SubjectStore):
         with self._database.connection(call) as connection, connection.transaction():
             row = connection.execute(_UPDATE, values).fetchone()
             if row is None:
-                raise _missing_or_changed(connection, call, user_id)
+                raise _missing_or_changed(connection, call, user_id, change.etag)
             user = user_of(row)
             check_merged(user.metadata)
             return user
@@ -75,7 +75,7 @@ class UserStore(SubjectStore):
             # The user's row first: from then on no session can be attached to it or revived for it.
             row = connection.execute(_DELETE, values).fetchone()
             if row is None:
-                raise _missing_or_changed(connection, call, user_id)
+                raise _missing_or_changed(connection, call, user_id, etag)
             connection.execute(_SESSION_SQL["delete_of_user"], values)
             return user_of(row)
 
@@ -105,15 +105,21 @@ class UserStore(SubjectStore):
         return UserPage(users, users[-1][1] if len(rows) > limit else None)
 
 
-def _get(connection: Connection, call: Call, user_id: str, *, show_deleted: bool = False) -> User:
+def _find(connection: Connection, call: Call, user_id: str) -> User | None:
+    """The user, live or deleted."""
     row = connection.execute(_GET, {"user_key": user_key(call.namespace, user_id)}).fetchone()
-    user = user_of(row) if row else None
+    return user_of(row) if row else None
+
+
+def _get(connection: Connection, call: Call, user_id: str, *, show_deleted: bool = False) -> User:
+    """Raises UserNotFound."""
+    user = _find(connection, call, user_id)
     if user is None or (user.delete_time and not show_deleted):
         raise errors.UserNotFound(user_id)
     return user
 
 
-def _missing_or_changed(connection: Connection, call: Call, user_id: str) -> errors.RecallError:
-    """Why no row met the conditions of an update."""
-    _get(connection, call, user_id)
-    return errors.EtagMismatch()
+def _missing_or_changed(connection: Connection, call: Call, user_id: str, etag: str) -> errors.RecallError:
+    """Why no row met the conditions of an update. Without an etag there is one condition only: being live."""
+    user = _find(connection, call, user_id) if etag else None
+    return errors.UserNotFound(user_id) if user is None or user.delete_time else errors.EtagMismatch()

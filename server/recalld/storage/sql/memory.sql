@@ -161,7 +161,7 @@ with query as materialized (
     select terms,
            (select string_agg('''' || replace(replace(term, '\', '\\'), '''', '''''') || '''', ' | ')
               from unnest(terms) as term)::tsquery as any_term
-      from tsvector_to_array(to_tsvector(recalld.search_language(), %(query)s)) as terms
+      from tsvector_to_array(recalld.searchable('', %(query)s)) as terms
 ), found as materialized (
     select s.session_key, s.session_id, m.seq, m.create_time,
            array(select term from unnest(tsvector_to_array(m.document)) as term

@@ -221,9 +221,12 @@ create function recalld.search_language() returns regconfig
     language sql immutable parallel safe
     return 'pg_catalog.english'::regconfig;
 
--- A tsvector holds at most 1 MiB; 65,536 characters stay below that whatever they are, so no message fails to be stored.
+-- No message may fail to be stored for want of a place in the index. A tsvector holds at most 1 MiB: 65,536 characters
+-- stay below that whatever they are. And the parser takes time that grows with the square of a run without white space:
+-- longer ones than 255 characters are cut there.
 create function recalld.searchable(role text, content text) returns tsvector
     language sql immutable parallel safe
-    return to_tsvector('pg_catalog.english'::regconfig, left(role || ' ' || content, 65536));
+    return to_tsvector('pg_catalog.english'::regconfig,
+                       regexp_replace(left(role || ' ' || content, 65536), '(\S{255})(?=\S)', '\1 ', 'g'));
 
 create index message_by_text on recalld.message using gin (recalld.searchable(role, content));

@@ -1,0 +1,51 @@
+"""What clients see of a defect: a status of the contract, and nothing from inside."""
+
+from __future__ import annotations
+
+import grpc
+import psycopg
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from recall.v1.session_pb2 import CreateSessionRequest, StreamSessionsRequest, UpdateSessionRequest
+from tests.integration.conftest import Client
+
+
+def test_a_database_error_that_nobody_foresaw_is_internal_with_an_id_that_is_in_the_log(
+    client: Client, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.sessions.CreateSession(CreateSessionRequest(session_id="s"), timeout=10)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("alter function recalld.merge_patch rename to gone")
+    update = UpdateSessionRequest(session_id="s")
+    update.metadata.update({"a": 1})
+
+    with pytest.raises(grpc.RpcError) as raised:
+        client.sessions.UpdateSession(update, timeout=10)
+
+    _is_opaque(raised.value, caplog)
+
+
+def test_so_is_one_in_the_middle_of_a_stream(
+    client: Client, database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.sessions.CreateSession(CreateSessionRequest(session_id="s"), timeout=10)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("alter table recalld.session rename column version to gone")
+
+    with pytest.raises(grpc.RpcError) as raised:
+        list(client.sessions.StreamSessions(StreamSessionsRequest(), timeout=10))
+
+    _is_opaque(raised.value, caplog)
+
+
+def _is_opaque(error: grpc.RpcError, caplog: pytest.LogCaptureFixture) -> None:
+    assert error.code() == grpc.StatusCode.INTERNAL
+    info = error_details_pb2.ErrorInfo()
+    status = rpc_status.from_call(error)
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.domain) == ("INTERNAL", "recalld")
+    error_id = info.metadata["error_id"]
+    assert status.message == f"internal error {error_id}"
+    assert any(error_id in message for message in caplog.messages)
