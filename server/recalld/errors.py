@@ -127,7 +127,7 @@ class MessageIdConflict(AlreadyExists):
     reason = "MESSAGE_ID_CONFLICT"
 
     def __init__(self, message_id: str) -> None:
-        super().__init__("message", message_id, "the message id was used before, with different content")
+        super().__init__("message", message_id, "the message id was used before, with other content or in another call")
 
 
 class UserMissing(ResourceError):
@@ -228,8 +228,8 @@ class DeadlineExceeded(RecallError):
     code = Code.DEADLINE_EXCEEDED
     reason = "DEADLINE_EXCEEDED"
 
-    def __init__(self) -> None:
-        super().__init__("the call's deadline has passed")
+    def __init__(self, message: str = "the call's deadline has passed") -> None:
+        super().__init__(message)
 
 
 class Cancelled(RecallError):

@@ -34,12 +34,3 @@ def _number(digits: str) -> int | float:
 def size(document: Metadata) -> int:
     """The document's size in bytes: compact JSON in UTF-8."""
     return len(to_json(document).encode())
-
-
-def depth(value: Any) -> int:
-    """How many objects and arrays deep the value nests: 1 for an object of scalars, 0 for a scalar."""
-    if isinstance(value, dict):
-        return 1 + max(map(depth, value.values()), default=0)
-    if isinstance(value, list):
-        return 1 + max(map(depth, value), default=0)
-    return 0

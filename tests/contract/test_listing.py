@@ -4,7 +4,17 @@ from typing import Any
 
 import pytest
 
-from recalld.domain import Call, MetadataChange, Profile, PurgeQuery, SessionChange, SessionOrder, SessionQuery, Store
+from recalld.domain import (
+    Call,
+    Metadata,
+    MetadataChange,
+    Profile,
+    PurgeQuery,
+    SessionChange,
+    SessionOrder,
+    SessionQuery,
+    Store,
+)
 from tests.contract.asking import purge, session_ids, session_pages, sessions, users, write
 from tests.contract.clock import Clock
 
@@ -330,3 +340,26 @@ def test_users_created_and_deleted_meanwhile_hide_no_live_user(store: Store, cal
     store.create_user(call, "u6", Profile())
     rest = store.list_users(call, first.next, 100)
     assert [user.user_id for user, _ in [*first.users, *rest.users]] == ["u0", "u1", "u2", "u4", "u5", "u6"]
+
+
+def _large(n: int) -> Metadata:
+    """Metadata of 60,000 bytes as JSON, which Postgres writes out to 50 times as much in every other case."""
+    return {"n": n, "large": [5e-324] * 9000 if n % 2 else "x" * 60_000}
+
+
+def test_a_page_holds_no_more_than_fits_and_the_pages_together_everything(store: Store, call: Call) -> None:
+    for n in range(60):
+        store.create_session(call, f"s{n:02}", "", _large(n))
+        store.create_user(call, f"u{n:02}", Profile(metadata=_large(n)))
+
+    for order in SessionOrder:
+        pages = list(session_pages(store, call, SessionQuery(order=order), page=40))
+        assert sorted(session.session_id for page in pages for session in page) == [f"s{n:02}" for n in range(60)]
+        assert all(session.metadata == _large(int(session.session_id[1:])) for page in pages for session in page)
+    assert [user.user_id for user in users(store, call, page=40)] == [f"u{n:02}" for n in range(60)]
+
+
+def test_a_filter_finds_what_lies_behind_pages_that_do_not_fit(store: Store, call: Call) -> None:
+    for n in range(60):
+        store.create_session(call, f"s{n:02}", "", _large(n))
+    assert session_ids(store, call, SessionQuery(metadata={"n": 57}), page=5) == ["s57"]

@@ -8,8 +8,13 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
-from recall.v1.session_pb2 import CreateSessionRequest, StreamSessionsRequest, UpdateSessionRequest
-from tests.integration.conftest import Client
+from recall.v1.session_pb2 import (
+    CreateSessionRequest,
+    DeleteSessionRequest,
+    StreamSessionsRequest,
+    UpdateSessionRequest,
+)
+from tests.integration.conftest import Client, connected, serving
 
 
 def test_a_database_error_that_nobody_foresaw_is_internal_with_an_id_that_is_in_the_log(
@@ -38,6 +43,20 @@ def test_so_is_one_in_the_middle_of_a_stream(
         list(client.sessions.StreamSessions(StreamSessionsRequest(), timeout=10))
 
     _is_opaque(raised.value, caplog)
+
+
+def test_a_statement_that_takes_too_long_is_stopped_and_says_so(database_url: str) -> None:
+    with serving(database_url, statement_timeout="200ms") as server, connected(server) as client:
+        client.sessions.CreateSession(CreateSessionRequest(session_id="s"), timeout=10)
+        with psycopg.connect(database_url) as connection:
+            connection.execute("select from recalld.session for update")
+
+            with pytest.raises(grpc.RpcError) as raised:
+                client.sessions.DeleteSession(DeleteSessionRequest(session_id="s"), timeout=10)
+
+        assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        assert raised.value.details() == "the call takes longer than the server allows"
+        client.sessions.DeleteSession(DeleteSessionRequest(session_id="s"), timeout=10)
 
 
 def _is_opaque(error: grpc.RpcError, caplog: pytest.LogCaptureFixture) -> None:

@@ -41,7 +41,7 @@ def test_a_position_survives_its_token(position: Position) -> None:
     assert sessions(page_token=token(position)).position() == position
 
 
-@given(st.integers(0, 2**63 - 1))
+@given(st.integers(1, 2**62))
 def test_a_seq_survives_its_token(seq: int) -> None:
     issued = PageTokens("default", memory_pb2.ListMessagesRequest(session_id="s")).at_seq(seq)
     request = memory_pb2.ListMessagesRequest(session_id="s", page_token=issued)

@@ -30,8 +30,8 @@ class AdminServiceStub:
 
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (STORAGE_UNAVAILABLE,
-    SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
+    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     def __init__(self, channel):
@@ -52,8 +52,8 @@ class AdminServiceServicer:
 
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (STORAGE_UNAVAILABLE,
-    SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
+    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     def Purge(self, request, context):
@@ -91,8 +91,8 @@ class AdminService:
 
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (STORAGE_UNAVAILABLE,
-    SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
+    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     @staticmethod

@@ -31,8 +31,8 @@ class AdminServiceStub:
 
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (STORAGE_UNAVAILABLE,
-    SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
+    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     @_typing.overload
@@ -56,8 +56,8 @@ class AdminServiceAsyncStub(AdminServiceStub):
 
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (STORAGE_UNAVAILABLE,
-    SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
+    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -77,8 +77,8 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), UNAVAILABLE (STORAGE_UNAVAILABLE,
-    SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
+    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     @_abc_1.abstractmethod

@@ -104,10 +104,12 @@ class MemoryServiceServicer:
 
         Safe to repeat when the call has a request_id or a message has a
         message_id: the repetition returns the first call's result and stores
-        nothing, until the messages are purged.
+        nothing, until any of the messages is purged. A call is taken for a
+        repetition when the ids of all its messages are stored, one after the other
+        and each with the content that it was first sent with.
 
-        Errors: ALREADY_EXISTS (MESSAGE_ID_CONFLICT) when an id was used before
-        with different content; ABORTED (SEQ_MISMATCH, with the actual `last_seq`
+        Errors: ALREADY_EXISTS (MESSAGE_ID_CONFLICT) when an id was used before,
+        with different content or in another call; ABORTED (SEQ_MISMATCH, with the actual `last_seq`
         in the error's metadata) when expected_last_seq is set and is not the
         session's last_seq; FAILED_PRECONDITION (USER_NOT_FOUND) when the call
         would create the session for a user_id that names no live user, or undelete

@@ -25,6 +25,7 @@ from recalld.services.times import EPOCH
 _CHECK_BYTES = 8
 _POSITION = struct.Struct(">q16s")  # microseconds since the epoch, key
 _SEQ = struct.Struct(">q")
+_MAX_SEQ = 2**62
 _MICROSECOND = timedelta(microseconds=1)
 
 # How much to send and where to begin are the arguments that may differ from page to page.
@@ -67,7 +68,11 @@ class PageTokens:
     def seq(self) -> int | None:
         """As `position`, in a listing of messages."""
         place = self._redeem(_SEQ)
-        return None if place is None else place[0]
+        if place is None:
+            return None
+        if not 0 < place[0] <= _MAX_SEQ:
+            raise self._invalid()
+        return int(place[0])
 
     def at_position(self, position: Position | None) -> str:
         """The token for what is behind the position; "" for None, the end."""

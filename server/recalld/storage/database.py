@@ -132,6 +132,10 @@ class Database:
         if isinstance(error, PoolTimeout):
             # No connection to be had: they are all busy, or there are none because the database is away.
             return errors.Overloaded() if self._lent else errors.StorageUnavailable()
+        if isinstance(error, pg.ProgramLimitExceeded):
+            return None
+        if isinstance(error, pg.QueryCanceled):
+            return errors.DeadlineExceeded("the call takes longer than the server allows")
         if isinstance(error, _CONTENTION):
             return errors.Contention()
         if isinstance(error, (PoolClosed, *_UNAVAILABLE)):

@@ -164,6 +164,7 @@ class MemoryStore(SubjectStore):
             "create_from": query.create_time_from,
             "create_to": query.create_time_to,
             "limit": query.limit,
+            "max_bytes": MAX_PAGE_BYTES,
         }
         scope = "session" if query.session_id else "user" if query.user_id else "namespace"
         with self._database.connection(call) as connection:

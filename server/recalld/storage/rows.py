@@ -93,10 +93,12 @@ def etag_condition(etag: str) -> Values:
     """The version that an etag stands for, as parameters; None for any, and one that never is for a foreign etag."""
     if not etag:
         return {"version": None, "version_time": None}
+    time, _, version = etag.partition(".")
     try:
-        time, version = (int(part, 16) for part in etag.split("."))
-        wanted = (version, _EPOCH + time * _MICROSECOND) if version < 2**63 else _NEVER
+        wanted = (int(version, 16), _EPOCH + int(time, 16) * _MICROSECOND)
     except (ValueError, OverflowError):
+        wanted = _NEVER
+    if _etag(*wanted) != etag or wanted[0] >= 2**63:  # another spelling is another etag
         wanted = _NEVER
     return {"version": wanted[0], "version_time": wanted[1]}
 

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from recalld import errors, metadata
 from recalld.domain import Call, Metadata, Position, Session, SessionChange, SessionOrder, SessionPage, SessionQuery
-from recalld.limits import MAX_EXAMINED
+from recalld.limits import MAX_EXAMINED, MAX_PAGE_BYTES
 from recalld.storage.database import Connection
 from recalld.storage.keys import session_key, user_key
 from recalld.storage.rows import (
@@ -134,7 +134,9 @@ class SessionStore(SubjectStore):
         # What no index answers is looked at row by row, a bounded number of rows a page.
         create_range = (query.create_time_from, query.create_time_to)
         update_range = (query.update_time_from and to_minute(query.update_time_from), query.update_time_to)
-        (low, high), others = (create_range, update_range) if by_create else (update_range, create_range)
+        low, high = create_range if by_create else update_range
+        # Of the create time the index knows all, of the update time the minute.
+        others = update_range if by_create else (*create_range, *update_range)
         filtered = any(condition is not None for condition in (query.metadata, *others))
         examine = max(limit + 1, _EXAMINE) if filtered else limit + 1
         values: Values = {
@@ -148,6 +150,7 @@ class SessionStore(SubjectStore):
             "low": low,
             "high": high,
             "examine": examine,
+            "max_bytes": MAX_PAGE_BYTES,
         }
         statement = _LIST[query.order, bool(query.user_id), query.show_deleted]
         found: list[tuple[Session, Position]] = []
@@ -156,8 +159,8 @@ class SessionStore(SubjectStore):
             values["after_time"], values["after_key"] = after or (None, None)
             with self._database.connection(call) as connection:
                 rows = connection.execute(statement, values).fetchall()
-            for *columns, time, key, matches, _ in rows:
-                if len(found) == limit:
+            for *columns, time, key, matches, fits, _ in rows:
+                if len(found) == limit or (matches and not fits):
                     return SessionPage(found, found[-1][1])
                 after = Position(time, key)
                 if matches:

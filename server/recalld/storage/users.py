@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from recalld import errors, metadata
 from recalld.domain import Call, Position, Profile, User, UserChange, UserPage
+from recalld.limits import MAX_PAGE_BYTES
 from recalld.storage.database import Connection
 from recalld.storage.keys import user_key
 from recalld.storage.rows import SubjectStore, check_merged, etag_condition, metadata_change, user_of
@@ -95,14 +96,15 @@ class UserStore(SubjectStore):
             "after_time": after_time,
             "after_key": after_key,
             "limit": limit + 1,
+            "max_bytes": MAX_PAGE_BYTES,
         }
         with self._database.connection(call) as connection:
             rows = connection.execute(_LIST_BOTH if show_deleted else _LIST_LIVE, values).fetchall()
         users = []
-        for *columns, key in rows[:limit]:
+        for *columns, key, _ in rows[:limit]:
             user = user_of(tuple(columns))
             users.append((user, Position(user.create_time, key)))
-        return UserPage(users, users[-1][1] if len(rows) > limit else None)
+        return UserPage(users, users[-1][1] if rows and rows[-1][-1] > len(users) else None)
 
 
 def _find(connection: Connection, call: Call, user_id: str) -> User | None:

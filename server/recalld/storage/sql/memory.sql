@@ -39,16 +39,17 @@ select {no_session}, {columns}
  cross join lateral (
        select m.*,
               sum(coalesce(m.token_count, (octet_length(m.content) + 3) / 4)) over newest as tokens,
-              sum(octet_length(m.content) + coalesce(pg_column_size(m.metadata), 0)) over newest as bytes
+              sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0)) over newer as newer_bytes
          from recalld.message as m
         where m.session_key = %(session_key)s
           and m.seq > greatest(s.cleared_seq, s.cleared_seq + s.message_count - %(last_n)s, %(after_seq)s)
           and m.delete_time is null
-       window newest as (order by m.seq desc rows unbounded preceding)
+       window newest as (order by m.seq desc rows unbounded preceding),
+              newer as (order by m.seq desc rows between unbounded preceding and 1 preceding)
         order by m.seq desc
         limit %(last_n)s) as m
  where (%(max_tokens)s = 0 or m.tokens <= %(max_tokens)s)
-   and m.bytes <= %(max_bytes)s
+   and coalesce(m.newer_bytes, 0) < %(max_bytes)s
 
 -- name: list_messages
 -- One row with null columns says that the session is live and this page is empty; followed, that the page is not the
@@ -63,16 +64,16 @@ select {columns}, m.followed
   from s
   left join lateral (
        select m.*,
-              sum(octet_length(m.content) + coalesce(pg_column_size(m.metadata), 0)) over page as bytes,
-              lead(m.seq) over page is not null as followed
+              sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0)) over before as bytes_before,
+              lead(m.seq) over before is not null as followed
          from recalld.message as m
         where m.session_key = %(session_key)s
           and {range}
           and m.delete_time is null
-       window page as (order by m.seq {direction} rows unbounded preceding)
+       window before as (order by m.seq {direction} rows between unbounded preceding and 1 preceding)
         order by m.seq {direction}
         limit %(limit)s) as m
-    on m.bytes <= %(max_bytes)s
+    on coalesce(m.bytes_before, 0) < %(max_bytes)s
  order by m.seq {direction}
 
 -- name: ascending
@@ -197,12 +198,17 @@ with query as materialized (
      order by score desc, create_time desc, session_key, seq desc
      limit %(limit)s
 )
-select ranked.session_id, {columns}, ranked.score
-  from ranked
-  join recalld.message as m
-    on m.session_key = ranked.session_key
-   and m.seq = ranked.seq
- order by ranked.score desc, ranked.create_time desc, ranked.session_key, ranked.seq desc
+select m.session_id, {columns}, m.score
+  from (select m.*, ranked.session_id, ranked.score,
+               sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0)) over better as better_bytes
+          from ranked
+          join recalld.message as m
+            on m.session_key = ranked.session_key
+           and m.seq = ranked.seq
+        window better as (order by ranked.score desc, m.create_time desc, m.session_key, m.seq desc
+                          rows between unbounded preceding and 1 preceding)) as m
+ where coalesce(m.better_bytes, 0) < %(max_bytes)s
+ order by m.score desc, m.create_time desc, m.session_key, m.seq desc
 
 -- name: search_few
 -- Of messages that are reached by their session's key, each document is made once, for matching and for counting.

@@ -139,17 +139,22 @@ on conflict (session_key, last_seq, delete_time) do update
    set first_seq = least(t.first_seq, excluded.first_seq), whole = t.whole or excluded.whole
 
 -- name: list
--- Examines a bounded number of rows from the position on and returns those that match, besides the last one examined,
--- which says where to go on. {place} is the indexed time, to which the bounds apply.
-select {columns}, s.place, s.session_key, s.matches, s.examined
-  from (select page.*, {place} as place, row_number() over () as examined,
-               (%(metadata)s::jsonb is null or page.metadata @> %(metadata)s::jsonb)
-               and (%(create_from)s::timestamptz is null or page.create_time >= %(create_from)s)
-               and (%(create_to)s::timestamptz is null or page.create_time < %(create_to)s)
-               and (%(update_from)s::timestamptz is null or page.update_time >= %(update_from)s)
-               and (%(update_to)s::timestamptz is null or page.update_time < %(update_to)s) as matches
-          from ({pages}) as page) as s
- where s.matches or s.examined = %(examine)s
+-- Examines a bounded number of rows from the position on. Returns those that match, as long as they fit, besides the last
+-- one examined, which says where to go on. {place} is the indexed time, to which the bounds apply.
+select {columns}, s.place, s.session_key, s.matches, s.fits, s.examined
+  from (select s.*, row_number() over before as place_in_page, count(*) over () as examined,
+               coalesce(sum(octet_length(s.metadata::text)) filter (where s.matches) over before, 0) < %(max_bytes)s as fits
+          from (select page.*, {place} as place,
+                       (%(metadata)s::jsonb is null or page.metadata @> %(metadata)s::jsonb)
+                       and (%(create_from)s::timestamptz is null or page.create_time >= %(create_from)s)
+                       and (%(create_to)s::timestamptz is null or page.create_time < %(create_to)s)
+                       and (%(update_from)s::timestamptz is null or page.update_time >= %(update_from)s)
+                       and (%(update_to)s::timestamptz is null or page.update_time < %(update_to)s) as matches
+                  from ({pages}) as page) as s
+        window before as (order by s.place {direction}, s.session_key {direction}
+                          rows between unbounded preceding and 1 preceding)) as s
+ where s.matches and s.fits
+    or s.place_in_page = s.examined
  order by s.place {direction}, s.session_key {direction}
 
 -- name: list_page

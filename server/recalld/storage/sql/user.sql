@@ -68,7 +68,13 @@ select *
  limit %(limit)s
 
 -- name: list
-select {columns}, u.user_key
-  from ({pages}) as u
+-- One more than asked for, if there is one, and of these what fits.
+select {columns}, u.user_key, u.read
+  from (select u.*, count(*) over () as read,
+               coalesce(sum(octet_length(u.metadata::text)) over before, 0) < %(max_bytes)s as fits
+          from ({pages}) as u
+        window before as (order by u.create_time, u.user_key rows between unbounded preceding and 1 preceding)
+         order by u.create_time, u.user_key
+         limit %(limit)s) as u
+ where u.fits
  order by u.create_time, u.user_key
- limit %(limit)s

@@ -222,11 +222,12 @@ create function recalld.search_language() returns regconfig
     return 'pg_catalog.english'::regconfig;
 
 -- No message may fail to be stored for want of a place in the index. A tsvector holds at most 1 MiB: 65,536 characters
--- stay below that whatever they are. And the parser takes time that grows with the square of a run without white space:
--- longer ones than 255 characters are cut there.
+-- stay below that whatever they are. And the parser takes time that grows with the square of a run without white space,
+-- which is cut after 255 characters, and of what might become an HTML tag or comment, which is kept from starting.
 create function recalld.searchable(role text, content text) returns tsvector
     language sql immutable parallel safe
     return to_tsvector('pg_catalog.english'::regconfig,
-                       regexp_replace(left(role || ' ' || content, 65536), '(\S{255})(?=\S)', '\1 ', 'g'));
+                       regexp_replace(translate(left(role || ' ' || content, 65536), '<', ' '),
+                                      '(\S{255})(?=\S)', '\1 ', 'g'));
 
 create index message_by_text on recalld.message using gin (recalld.searchable(role, content));
