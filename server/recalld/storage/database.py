@@ -106,16 +106,18 @@ class Database:
             raise errors.DeadlineExceeded
         timeout = self._timeout if remaining is None else min(remaining, self._timeout)
         try:
-            with self._pool.connection(timeout) as connection:
-                running = _Running(connection, self._stoppers)
+            # Not by `with`: that would commit what autocommit has committed.
+            connection = self._pool.getconn(timeout)
+            running = _Running(connection, self._stoppers)
+            try:
                 if not call.when_over(running.stop):
                     raise errors.Cancelled
                 self._lent.add(connection)
-                try:
-                    yield connection
-                finally:
-                    self._lent.discard(connection)
-                    running.end()
+                yield connection
+            finally:
+                running.end()
+                self._lent.discard(connection)
+                self._pool.putconn(connection)
         except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as error:
             if known := self._translated(error, call):
                 raise known from error
