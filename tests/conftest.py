@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import pytest
 
 from recalld.storage import PostgresStore
-from tests.postgres import SERVER_VARIABLE, Databases, open_database, running_databases
+from tests.postgres import Databases, open_database, running_databases
 
-# A developer's own configuration must not reach the tests. The one variable that is theirs stays, for pytest-xdist's
-# workers inherit it from here.
-for variable in [name for name in os.environ if name.startswith("RECALLD_") and name != SERVER_VARIABLE]:
+# A developer's own configuration must not reach the tests.
+for variable in [name for name in os.environ if name.startswith("RECALLD_")]:
     del os.environ[variable]
 
 

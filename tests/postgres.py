@@ -1,6 +1,6 @@
 """Databases for tests: a Postgres that lives as long as the test run, and a migrated database for whoever asks.
 
-With RECALLD_TEST_DATABASE_URL set, the databases are made on that server, whose user must be allowed to create them;
+With TEST_DATABASE_URL set, the databases are made on that server, whose user must be allowed to create them;
 else on a Postgres that comes in a wheel and is started in a temporary directory. One takes well under a second to
 start, so each pytest-xdist worker has its own.
 """
@@ -20,7 +20,7 @@ from psycopg import sql
 
 from recalld.storage import Database, migrate
 
-SERVER_VARIABLE = "RECALLD_TEST_DATABASE_URL"
+SERVER_VARIABLE = "TEST_DATABASE_URL"
 LANGUAGE = "english"
 
 

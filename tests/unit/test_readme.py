@@ -105,7 +105,7 @@ def test_durations_are_written_as_the_settings_read_them() -> None:
 
 
 def test_every_variable_that_is_named_is_a_setting() -> None:
-    known = {variable(name) for name in Settings.model_fields} | {"RECALLD_TEST_DATABASE_URL"}
+    known = {variable(name) for name in Settings.model_fields} | {"TEST_DATABASE_URL"}
     assert set(re.findall(r"RECALLD_\w+", README)) <= known
 
 
