@@ -82,7 +82,7 @@ class Server:
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="recalld-call")
         self._grpc = grpc.server(
             self._threads,
-            interceptors=interceptors(),
+            interceptors=interceptors(self._finished.is_set),
             options=_OPTIONS,
             maximum_concurrent_rpcs=settings.max_concurrent_calls,
         )

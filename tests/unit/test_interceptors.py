@@ -141,7 +141,7 @@ def test_methods_with_request_streams_pass_untouched(make: Callable[..., Any]) -
 
 @pytest.fixture
 def channel() -> Iterator[grpc.Channel]:
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors())
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors(lambda: False))
     add_services(server, ReferenceStore(), timedelta(days=30))
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     port = server.add_insecure_port("localhost:0")

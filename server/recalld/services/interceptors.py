@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from recalld.errors import Internal, InvalidField, RecallError
+from recalld.errors import Internal, InvalidField, RecallError, ShuttingDown
 from recalld.services.status import status_of
 
 Behaviour = Callable[[Any, grpc.ServicerContext], Any]
@@ -29,9 +29,13 @@ _OUR_METHODS = "/recall.v1."
 log = logging.getLogger(__name__)
 
 
-def interceptors() -> list[grpc.ServerInterceptor]:
-    """The interceptors of the server, in their order."""
-    return [HandlerInterceptor(answer_errors)]
+def interceptors(draining: Callable[[], bool]) -> list[grpc.ServerInterceptor]:
+    """The interceptors of the server, in their order.
+
+    Args:
+        draining: whether the server is shutting down.
+    """
+    return [HandlerInterceptor(answer_errors), HandlerInterceptor(functools.partial(end_streams, draining))]
 
 
 class HandlerInterceptor(grpc.ServerInterceptor):
@@ -143,3 +147,25 @@ def _where(error: BaseException) -> str:
         story.insert(0, f"{stack}{type(cause).__module__}.{type(cause).__qualname__}\n")
         cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
     return "which led to:\n".join(story)
+
+
+# --- draining
+
+
+def end_streams(draining: Callable[[], bool], handler: Handler) -> Handler:
+    """The handler; if it answers with a stream, that ends with an error between two responses once the server drains.
+
+    A stream can take any time, and would be cut off when the grace is over; ended here, its client knows why, and has
+    received a whole response to go on behind.
+    """
+    behaviour = handler.unary_stream
+    if behaviour is None:
+        return handler
+
+    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+        for response in behaviour(request, context):
+            yield response
+            if draining():
+                raise ShuttingDown
+
+    return grpc.unary_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)

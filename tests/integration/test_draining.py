@@ -1,0 +1,40 @@
+"""A server that shuts down ends its open streams so that another one can go on with them."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
+
+from recall.v1.session_pb2 import CreateSessionRequest, StreamSessionsRequest, StreamSessionsResponse
+from tests.integration.conftest import connected, serving
+
+SESSIONS = 200  # of 60,000 bytes: more than gRPC buffers for a client that does not read
+
+
+def test_an_open_stream_ends_with_a_reason_and_another_server_goes_on_behind_the_last_chunk(database_url: str) -> None:
+    chunks: list[StreamSessionsResponse] = []
+    with serving(database_url) as server, connected(server) as client:
+        for n in range(SESSIONS):
+            create = CreateSessionRequest(session_id=f"s{n:03}")
+            create.metadata.update({"large": "x" * 60_000})
+            client.sessions.CreateSession(create, timeout=10)
+        stream = client.sessions.StreamSessions(StreamSessionsRequest(chunk_size=1), timeout=30)
+        chunks.append(next(stream))
+        server.finish()
+
+        with pytest.raises(grpc.RpcError) as raised:
+            chunks.extend(stream)
+
+    assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
+    info = error_details_pb2.ErrorInfo()
+    assert rpc_status.from_call(raised.value).details[0].Unpack(info)
+    assert info.reason == "SHUTTING_DOWN"
+    assert 0 < len(chunks) < SESSIONS
+
+    with serving(database_url) as server, connected(server) as client:
+        request = StreamSessionsRequest(chunk_size=50, resume_token=chunks[-1].resume_token)
+        chunks.extend(client.sessions.StreamSessions(request, timeout=30))
+    seen = [session.session_id for chunk in chunks for session in chunk.sessions]
+    assert seen == [f"s{n:03}" for n in range(SESSIONS)]
