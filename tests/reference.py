@@ -2,27 +2,25 @@
 
 This is the specification that the contract suite and the state machine hold the Postgres store to. It prefers being
 obviously right to being fast: one lock around everything, and every question answered by looking at all there is.
+What it keeps, and the rules that need no store, are in tests/kept.py.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import wraps
 from threading import Lock
-from typing import Any, Concatenate, ParamSpec, TypeVar
-from uuid import NAMESPACE_OID, UUID, uuid4, uuid5
+from typing import Concatenate, ParamSpec, TypeVar
+from uuid import NAMESPACE_OID, UUID, uuid5
 
-from recalld import domain, limits, metadata
+from recalld import domain, errors
 from recalld.domain import (
     AddedMemory,
-    AddedMessage,
     Call,
     Match,
     Memory,
@@ -30,9 +28,7 @@ from recalld.domain import (
     MessageChange,
     MessagePage,
     Metadata,
-    MetadataChange,
     NewMemory,
-    NewMessage,
     Position,
     Profile,
     PurgeProgress,
@@ -47,172 +43,14 @@ from recalld.domain import (
     UserChange,
     UserPage,
 )
-from recalld.errors import (
-    EtagMismatch,
-    LimitExceeded,
-    MessageIdConflict,
-    MessageNotFound,
-    NotDeleted,
-    SeqMismatch,
-    SessionAlreadyExists,
-    SessionNotFound,
-    UserAlreadyExists,
-    UserMissing,
-    UserNotFound,
-)
+from tests.kept import KeptSession, Namespace, changed, check_etag, contains, new_etag, tokens, within, words
 
-# --- the rules of metadata
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """JSON Merge Patch, in the words of RFC 7396 section 2."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(target) if isinstance(target, dict) else {}
-    for name, value in patch.items():
-        if value is None:
-            merged.pop(name, None)
-        else:
-            merged[name] = merge_patch(merged.get(name), value)
-    return merged
-
-
-def contains(document: Any, pattern: Any) -> bool:
-    """Whether `document` contains `pattern` as Postgres's `jsonb @>` has it."""
-    if isinstance(pattern, dict):
-        return isinstance(document, dict) and all(
-            name in document and contains(document[name], value) for name, value in pattern.items()
-        )
-    if isinstance(pattern, list):
-        return isinstance(document, list) and all(any(contains(each, value) for each in document) for value in pattern)
-    # In Python True == 1; in JSON it is not.
-    return isinstance(document, bool) is isinstance(pattern, bool) and bool(document == pattern)
-
-
-def changed(document: Metadata, change: MetadataChange | None) -> Metadata:
-    """The document after the change. Raises LimitExceeded."""
-    if change is None:
-        return document
-    if change.replace:
-        return change.document
-    merged: Metadata = merge_patch(document, change.document)
-    if metadata.size(merged) > limits.MAX_METADATA_BYTES:
-        raise LimitExceeded("metadata", "too large after merging")
-    return merged
-
-
-# --- what is kept
-
-
-@dataclass
-class KeptMessage:
-    """A message, live until `delete_time` is set.
-
-    Attributes:
-        message: as it is now.
-        sent: as it was first sent; what a repeated call is known by.
-        session_created, session_undeleted: what the call did whose first message this is.
-    """
-
-    message: Message
-    sent: str
-    session_created: bool
-    session_undeleted: bool
-    delete_time: datetime | None = None
-
-
-@dataclass
-class KeptSession:
-    session: Session
-    key: UUID
-    messages: list[KeptMessage] = field(default_factory=list)  # in order of seq, purged ones gone
-
-    @property
-    def live(self) -> bool:
-        return self.session.delete_time is None
-
-    def live_messages(self) -> list[Message]:
-        return [kept.message for kept in self.messages if kept.delete_time is None]
-
-    def delete_messages(self, time: datetime) -> None:
-        for kept in self.messages:
-            kept.delete_time = kept.delete_time or time
-
-    def delete(self, time: datetime) -> None:
-        self.delete_messages(time)
-        self.set(time, message_count=0, delete_time=time, etag=new_etag())
-
-    def set(self, time: datetime, **fields: Any) -> Session:
-        self.session = replace(self.session, update_time=time, **fields)
-        return self.session
-
-
-@dataclass
-class Namespace:
-    sessions: dict[str, KeptSession] = field(default_factory=dict)
-    users: dict[str, User] = field(default_factory=dict)
-
-    def live_session(self, session_id: str) -> KeptSession:
-        kept = self.sessions.get(session_id)
-        if kept is None or not kept.live:
-            raise SessionNotFound(session_id)
-        return kept
-
-    def live_message(self, session_id: str, message_id: UUID) -> tuple[KeptSession, KeptMessage]:
-        if (session := self.sessions.get(session_id)) is not None:
-            for kept in session.messages:
-                if kept.message.message_id == message_id and kept.delete_time is None:
-                    return session, kept
-        raise MessageNotFound(str(message_id))
-
-    def live_user(self, user_id: str) -> User:
-        user = self.users.get(user_id)
-        if user is None or user.delete_time is not None:
-            raise UserNotFound(user_id)
-        return user
-
-    def check_user(self, user_id: str) -> None:
-        """A session may belong to nobody or to a live user."""
-        if user_id and (user_id not in self.users or self.users[user_id].delete_time is not None):
-            raise UserMissing(user_id)
-
-    def sessions_of(self, user_id: str) -> list[KeptSession]:
-        return [kept for kept in self.sessions.values() if kept.session.user_id == user_id]
-
-
-def new_etag() -> str:
-    return uuid4().hex
-
-
-def check_etag(given: str, current: str) -> None:
-    if given and given != current:
-        raise EtagMismatch
-
-
-def as_sent(message: NewMessage) -> str:
-    return json.dumps([message.role, message.content, message.metadata, message.token_count], sort_keys=True)
-
-
-def tokens(message: Message) -> int:
-    return message.token_count or math.ceil(len(message.content.encode()) / 4)
-
-
-def words(text: str) -> set[str]:
-    return set(re.findall(r"\w+", text.lower()))
-
-
-def within(time: datetime, start: datetime | None, end: datetime | None) -> bool:
-    return (start is None or start <= time) and (end is None or time < end)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def utc_now() -> datetime:
     return datetime.now(UTC)
-
-
-# --- who keeps it
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
 
 
 def _one_at_a_time(
@@ -247,7 +85,7 @@ class ReferenceStore:
         space.check_user(user_id)
         old = space.sessions.get(session_id)
         if old is not None and old.live:
-            raise SessionAlreadyExists(session_id)
+            raise errors.SessionAlreadyExists(session_id)
         if old is None:
             return self._new_session(call, session_id, user_id, metadata, now).session
         return old.set(now, user_id=user_id, metadata=metadata, create_time=now, delete_time=None, etag=new_etag())
@@ -291,9 +129,9 @@ class ReferenceStore:
         space = self._namespaces[call.namespace]
         kept = space.sessions.get(session_id)
         if kept is None:
-            raise SessionNotFound(session_id)
+            raise errors.SessionNotFound(session_id)
         if kept.live:
-            raise NotDeleted("session", session_id)
+            raise errors.NotDeleted("session", session_id)
         space.check_user(kept.session.user_id)
         return kept.set(self._clock(), delete_time=None, etag=new_etag())
 
@@ -324,11 +162,11 @@ class ReferenceStore:
     def add_memory(self, call: Call, memory: NewMemory) -> AddedMemory:
         space, now = self._namespaces[call.namespace], self._clock()
         kept = space.sessions.get(memory.session_id)
-        if kept is not None and (repeated := _first_result(kept, memory.messages)) is not None:
+        if kept is not None and (repeated := kept.first_result(memory.messages)) is not None:
             return repeated
         last_seq = kept.session.last_seq if kept is not None else 0
         if memory.expected_last_seq not in (None, last_seq):
-            raise SeqMismatch(last_seq)
+            raise errors.SeqMismatch(last_seq)
         created = kept is None
         undeleted = kept is not None and not kept.live
         if kept is None:
@@ -337,7 +175,7 @@ class ReferenceStore:
         elif not kept.live:
             space.check_user(kept.session.user_id)
             kept.set(now, delete_time=None, etag=new_etag())
-        return _append(kept, memory.messages, now, session_created=created, session_undeleted=undeleted)
+        return kept.append(memory.messages, now, session_created=created, session_undeleted=undeleted)
 
     @_one_at_a_time
     def get_memory(self, call: Call, session_id: str, last_n: int, max_tokens: int, after_seq: int) -> Memory:
@@ -429,7 +267,7 @@ class ReferenceStore:
     def create_user(self, call: Call, user_id: str, profile: Profile) -> User:
         users, now = self._namespaces[call.namespace].users, self._clock()
         if user_id in users and users[user_id].delete_time is None:
-            raise UserAlreadyExists(user_id)
+            raise errors.UserAlreadyExists(user_id)
         users[user_id] = User(
             user_id=user_id,
             email=profile.email,
@@ -481,9 +319,9 @@ class ReferenceStore:
     def undelete_user(self, call: Call, user_id: str) -> User:
         users = self._namespaces[call.namespace].users
         if user_id not in users:
-            raise UserNotFound(user_id)
+            raise errors.UserNotFound(user_id)
         if users[user_id].delete_time is None:
-            raise NotDeleted("user", user_id)
+            raise errors.NotDeleted("user", user_id)
         users[user_id] = replace(users[user_id], update_time=self._clock(), delete_time=None, etag=new_etag())
         return users[user_id]
 
@@ -501,7 +339,9 @@ class ReferenceStore:
     @_one_at_a_time
     def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]:
         space = self._namespaces[call.namespace]
-        return iter([_purge(deepcopy(space) if query.dry_run else space, query)])
+        if query.dry_run:
+            space = deepcopy(space)
+        return iter([space.purge(query)])
 
 
 _Row = TypeVar("_Row", Session, User)
@@ -518,67 +358,6 @@ def _page(
     ]
     behind.sort(key=lambda each: each[1], reverse=descending)
     return behind[:limit], behind[limit - 1][1] if len(behind) > limit else None
-
-
-def _first_result(kept: KeptSession, messages: Sequence[NewMessage]) -> AddedMemory | None:
-    """The first call's result if this call repeats it, None if none of its ids was used. Raises MessageIdConflict."""
-    by_id = {each.message.message_id: each for each in kept.messages}
-    used = [(place, new, by_id[new.message_id]) for place, new in enumerate(messages) if new.message_id in by_id]
-    if not used:
-        return None
-    _, _, first = used[0]
-    for expected_place, (place, new, old) in enumerate(used):
-        in_place = place == expected_place and old.message.seq == first.message.seq + place
-        if not in_place or old.sent != as_sent(new):
-            raise MessageIdConflict(str(new.message_id))
-    if len(used) < len(messages):
-        raise MessageIdConflict(str(messages[0].message_id))
-    return AddedMemory(
-        [AddedMessage(old.message.message_id, old.message.seq, old.message.create_time) for _, _, old in used],
-        session_created=first.session_created,
-        session_undeleted=first.session_undeleted,
-    )
-
-
-def _append(
-    kept: KeptSession, messages: Sequence[NewMessage], now: datetime, *, session_created: bool, session_undeleted: bool
-) -> AddedMemory:
-    added = []
-    for place, new in enumerate(messages):
-        seq = kept.session.last_seq + 1 + place
-        message = Message(new.message_id, seq, new.role, new.content, new.metadata, new.token_count, now, now)
-        first = place == 0
-        kept.messages.append(KeptMessage(message, as_sent(new), first and session_created, first and session_undeleted))
-        added.append(AddedMessage(new.message_id, seq, now))
-    kept.set(
-        now,
-        last_seq=kept.session.last_seq + len(messages),
-        message_count=kept.session.message_count + len(messages),
-    )
-    return AddedMemory(added, session_created, session_undeleted)
-
-
-def _purge(space: Namespace, query: PurgeQuery) -> PurgeProgress:
-    def due(delete_time: datetime | None) -> bool:
-        return delete_time is not None and delete_time <= query.cutoff
-
-    sessions = messages = users = 0
-    for session_id, kept in list(space.sessions.items()):
-        if query.session_id not in ("", session_id) or query.user_id not in ("", kept.session.user_id):
-            continue
-        before = len(kept.messages)
-        kept.messages = [each for each in kept.messages if not due(each.delete_time)]
-        messages += before - len(kept.messages)
-        if due(kept.session.delete_time):
-            del space.sessions[session_id]
-            sessions += 1
-    for user_id, user in list(space.users.items()):
-        if query.session_id or query.user_id not in ("", user_id):
-            continue
-        if due(user.delete_time) and not space.sessions_of(user_id):
-            del space.users[user_id]
-            users += 1
-    return PurgeProgress(sessions, messages, users)
 
 
 _: type[domain.Store] = ReferenceStore

@@ -17,7 +17,8 @@ from psycopg import sql
 
 from recalld.domain import Call, PurgeProgress, PurgeQuery, Session, Store
 from recalld.storage import PostgresStore
-from tests.model.program import Recalld, Sides
+from tests.model.driver import Sides
+from tests.model.program import Recalld
 from tests.model.sides import METHODS, Clock, side_of
 from tests.postgres import open_database
 from tests.reference import ReferenceStore
