@@ -16,7 +16,7 @@ from psycopg import errors as pg
 from psycopg.adapt import AdaptersMap
 from psycopg.types.json import set_json_loads
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
-from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from recalld import errors, metadata
 from recalld.domain import Call
@@ -118,19 +118,19 @@ class Database:
                 running.end()
                 self._lent.discard(connection)
                 self._pool.putconn(connection)
-        except (psycopg.Error, PoolTimeout, PoolClosed, TooManyRequests) as error:
+        except psycopg.Error as error:  # the pool's own errors are among them
             if known := self._translated(error, call):
                 raise known from error
             raise
 
-    def _translated(self, error: Exception, call: Call) -> errors.RecallError | None:
+    def _translated(self, error: psycopg.Error, call: Call) -> errors.RecallError | None:
         """The domain's error for one of the database or the pool; None for a defect."""
         if call.remaining() == 0:
             return errors.DeadlineExceeded()
         if not call.when_over(_nothing):
             return errors.Cancelled()
-        if isinstance(error, TooManyRequests):
-            return errors.Overloaded()
+        if isinstance(error, PoolClosed):
+            return errors.ShuttingDown()
         if isinstance(error, PoolTimeout):
             # No connection to be had: they are all busy, or there are none because the database is away.
             return errors.Overloaded() if self._lent else errors.StorageUnavailable()
@@ -140,8 +140,8 @@ class Database:
             return errors.DeadlineExceeded("the call takes longer than the server allows")
         if isinstance(error, _CONTENTION):
             return errors.Contention()
-        if isinstance(error, (PoolClosed, *_UNAVAILABLE)):
-            log.warning("database: %s %s", getattr(error, "sqlstate", None), " ".join(str(error).split()))
+        if isinstance(error, _UNAVAILABLE):
+            log.warning("database: %s %s", error.sqlstate, " ".join(str(error).split()))
             return errors.StorageUnavailable()
         return None
 
