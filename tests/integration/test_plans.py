@@ -249,6 +249,14 @@ def test_an_rpc_is_one_statement_and_no_transaction_block(store: PostgresStore, 
     assert (len(plans), watched.transactions) == (1, 0)
 
 
+def test_deleting_a_message_is_one_statement_and_no_transaction_block(store: PostgresStore, watched: Watched) -> None:
+    added = iter(store.add_memory(CALL, NewMemory("s3", [said() for _ in range(8)])).messages)
+
+    plans = plans_of(watched, lambda: store.delete_message(CALL, "s3", next(added).message_id), nested=False)
+
+    assert (len(plans), watched.transactions) == (1, 0)
+
+
 def test_a_merge_is_one_statement_in_a_transaction_block(store: PostgresStore, watched: Watched) -> None:
     change = SessionChange(MetadataChange({"a": 1}))
 
