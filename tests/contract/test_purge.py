@@ -326,3 +326,16 @@ def test_what_is_edited_before_its_deletion_is_purged_like_the_rest(store: Store
     store.update_message(call, "s", added.message_id, MessageChange("edited"))
     store.clear_memory(call, "s")
     assert purge(store, call, PurgeQuery(clock())) == PurgeProgress(0, 1, 0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 7, 1000])
+def test_users_are_removed_in_batches_and_all_of_them(store: Store, call: Call, clock: Clock, batch_size: int) -> None:
+    for number in range(7):
+        store.create_user(call, f"u{number}", Profile())
+        store.delete_user(call, f"u{number}")
+    store.create_user(call, "live", Profile())
+
+    totals = purge(store, call, PurgeQuery(clock(), batch_size=batch_size))
+
+    assert totals.users == 7
+    assert [user.user_id for user in users(store, call, show_deleted=True)] == ["live"]

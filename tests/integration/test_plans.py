@@ -24,6 +24,7 @@ from recalld.domain import (
     NewMessage,
     Position,
     PurgeQuery,
+    SearchQuery,
     SessionChange,
     SessionOrder,
     SessionQuery,
@@ -228,6 +229,20 @@ def test_a_filter_that_matches_nothing_examines_a_bounded_number_of_sessions(
         node["Actual Rows"] for plan in plans for node in nodes(plan["Plan"]) if node["Node Type"] == "Index Scan"
     )
     assert 0 < examined <= 10_000 < SESSIONS
+
+
+def test_a_search_of_the_namespace_reaches_messages_by_the_full_text_index(
+    store: PostgresStore, watched: Watched
+) -> None:
+    store.add_memory(CALL, NewMemory("s3", [said("a zebra")]))
+
+    plans = plans_of(watched, lambda: store.search_memory(CALL, SearchQuery("zebras", 10)))
+
+    scans = [node for plan in plans for node in nodes(plan["Plan"]) if node.get("Relation Name") == "message"]
+    indexes = {node.get("Index Name") for plan in plans for node in nodes(plan["Plan"])}
+    assert "message_by_text" in indexes
+    assert all(node["Node Type"] != "Seq Scan" for node in scans)
+    assert [match.message.content for match in store.search_memory(CALL, SearchQuery("zebras", 10))] == ["a zebra"]
 
 
 ONE_STATEMENT: dict[str, Callable[[PostgresStore], Any]] = {

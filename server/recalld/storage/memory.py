@@ -54,11 +54,11 @@ _GET, _UPDATE, _DELETE = (
     compose(_SQL[name], columns=_SQL["columns"]) for name in ("get_message", "update_message", "delete_message")
 )
 _SEARCH = {
-    scope: compose(_SQL["search"], columns=_SQL["columns"], messages=_SQL[messages], scope=condition)
-    for scope, messages, condition in (
-        ("session", "search_few", "s.session_key = %(session_key)s"),
-        ("user", "search_few", "s.user_id = %(user_id)s"),
-        ("namespace", "search_all", "true"),
+    scope: compose(_SQL["search"], columns=_SQL["columns"], messages=_SQL[messages], scope=_SQL[scope])
+    for scope, messages in (
+        ("in_session", "search_few"),
+        ("in_sessions_of_user", "search_few"),
+        ("in_namespace", "search_all"),
     )
 }
 
@@ -166,10 +166,10 @@ class MemoryStore(SubjectStore):
             "limit": query.limit,
             "max_bytes": MAX_PAGE_BYTES,
         }
-        scope = "session" if query.session_id else "user" if query.user_id else "namespace"
+        scope = "in_session" if query.session_id else "in_sessions_of_user" if query.user_id else "in_namespace"
         with self._database.connection(call) as connection:
             rows = connection.execute(_SEARCH[scope], values).fetchall()
-        return [Match(session_id, message_of(tuple(columns)), score) for session_id, *columns, score in rows]
+        return [Match(row[0], message_of(row[1:-1]), row[-1]) for row in rows]
 
     # --- appending
 

@@ -114,7 +114,7 @@ def _language(connection: psycopg.Connection[Any]) -> str:
 def _set_language(connection: psycopg.Connection[Any], language: str) -> None:
     if connection.execute(_SQL["find_language"], {"language": language}).fetchone() is None:
         raise MigrationError(f"search_language: the database has no text search configuration {language!r}")
-    for name in ("set_search_language", "set_searchable", "reindex_search"):
+    for name in ("set_search_language", "reindex_search"):
         connection.execute(sql.SQL(_SQL[name]).format(language=sql.Literal(language)))
 
 

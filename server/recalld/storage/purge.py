@@ -4,24 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import datetime
-from typing import NamedTuple
+from typing import LiteralString, NamedTuple
 from uuid import UUID
 
 from recalld.domain import Call, PurgeProgress, PurgeQuery
-from recalld.storage.keys import session_key
-from recalld.storage.rows import SubjectStore, Values
+from recalld.storage.keys import session_key, user_key
+from recalld.storage.rows import Row, SubjectStore, Values
 from recalld.storage.sql import compose, statements
 
 _SQL = statements("purge")
-_PICK = {
-    scope: compose(_SQL["pick"], scope=condition)
-    for scope, condition in {
-        "session": "t.session_key = %(session_key)s",
-        "user": "t.session_key in (select s.session_key from recalld.session as s"
-        " where s.namespace = %(namespace)s and s.user_id = %(user_id)s)",
-        "namespace": "true",
-    }.items()
-}
+_PICK = {scope: compose(_SQL["pick"], scope=_SQL[scope]) for scope in ("of_session", "of_user", "all")}
+_REMOVE_USERS = {scope: compose(_SQL["remove_users"], scope=_SQL[scope]) for scope in ("this_user", "all")}
+_COUNT_USERS = {scope: compose(_SQL["count_users"], scope=_SQL[scope]) for scope in ("this_user", "all")}
 
 
 class _Tombstone(NamedTuple):
@@ -45,7 +39,9 @@ class PurgeStore(SubjectStore):
                 messages += more_messages
                 yield PurgeProgress(sessions, messages, users)
         if not query.session_id:
-            users = self._purge_users(call, query)
+            for more_users in self._user_steps(call, query):
+                users += more_users
+                yield PurgeProgress(sessions, messages, users)
         yield PurgeProgress(sessions, messages, users)
 
     def _tombstones(self, call: Call, query: PurgeQuery) -> Iterator[_Tombstone]:
@@ -59,7 +55,7 @@ class PurgeStore(SubjectStore):
             "after_key": None,
             "after_seq": 0,
         }
-        statement = _PICK["session" if query.session_id else "user" if query.user_id else "namespace"]
+        statement = _PICK["of_session" if query.session_id else "of_user" if query.user_id else "all"]
         while True:
             with self._database.connection(call) as connection:
                 rows = connection.execute(statement, values).fetchall()
@@ -88,7 +84,7 @@ class PurgeStore(SubjectStore):
             else:
                 names = ["remove_last"]
             for name in names:
-                sessions, messages = self._step(call, name, values)
+                sessions, messages = self._row(call, _SQL[name], values)
                 yield sessions, messages
                 if sessions:
                     return
@@ -96,18 +92,26 @@ class PurgeStore(SubjectStore):
                 return
             first_seq = next_seq
 
-    def _step(self, call: Call, name: str, values: Values) -> tuple[int, int]:
-        with self._database.connection(call) as connection:
-            row = connection.execute(_SQL[name], values).fetchone()
-        assert row is not None
-        return row[0], row[1]
+    def _user_steps(self, call: Call, query: PurgeQuery) -> Iterator[int]:
+        """The deleted users that no session is left of, in batches; yields how many were removed by each."""
+        values: Values = {
+            "namespace": call.namespace,
+            "cutoff": query.cutoff,
+            "user_key": user_key(call.namespace, query.user_id),
+            "batch_size": query.batch_size,
+        }
+        scope = "this_user" if query.user_id else "all"
+        if query.dry_run:
+            (count,) = self._row(call, _COUNT_USERS[scope], values)
+            yield count
+            return
+        picked = query.batch_size
+        while picked == query.batch_size:
+            picked, removed = self._row(call, _REMOVE_USERS[scope], values)
+            yield removed
 
-    def _purge_users(self, call: Call, query: PurgeQuery) -> int:
-        """Removes the deleted users that no session is left of, and returns how many they are."""
-        values = {"namespace": call.namespace, "cutoff": query.cutoff, "user_id": query.user_id}
+    def _row(self, call: Call, statement: LiteralString, values: Values) -> Row:
         with self._database.connection(call) as connection:
-            if query.dry_run:
-                row = connection.execute(_SQL["count_users"], values).fetchone()
-                assert row is not None
-                return int(row[0])
-            return connection.execute(_SQL["remove_users"], values).rowcount
+            row = connection.execute(statement, values).fetchone()
+        assert row is not None
+        return row

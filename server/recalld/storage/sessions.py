@@ -23,6 +23,8 @@ from recalld.storage.sql import compose, statements
 
 _SQL = statements("session")
 
+_WIDTH = _SQL["columns"].count(",") + 1
+
 # How often a transaction is tried anew because what it relied on changed before it had the lock.
 ATTEMPTS = 10
 
@@ -40,7 +42,7 @@ def _listing(order: SessionOrder, of_user: bool, show_deleted: bool) -> LiteralS
         "beyond": "<" if descending else ">",
         "start": "'infinity'" if descending else "'-infinity'",
         "start_key": f"'{UUID(int=2**128 - 1 if descending else 0)}'",
-        "of_user": "p.user_id = %(user_id)s" if of_user else "true",
+        "of_user": _SQL["of_user" if of_user else "of_anybody"],
     }
     pages = compose(_SQL["list_page"], **words, deleted="false")
     if show_deleted:
@@ -159,12 +161,13 @@ class SessionStore(SubjectStore):
             values["after_time"], values["after_key"] = after or (None, None)
             with self._database.connection(call) as connection:
                 rows = connection.execute(statement, values).fetchall()
-            for *columns, time, key, matches, fits, _ in rows:
+            for row in rows:
+                time, key, matches, fits, _ = row[_WIDTH:]
                 if len(found) == limit or (matches and not fits):
                     return SessionPage(found, found[-1][1])
                 after = Position(time, key)
                 if matches:
-                    found.append((session_of(tuple(columns)), after))
+                    found.append((session_of(row[:_WIDTH]), after))
             if not rows or rows[-1][-1] < examine:
                 return SessionPage(found, None)
             examined += examine

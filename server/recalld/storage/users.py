@@ -19,7 +19,8 @@ _CREATE, _GET, _UPDATE, _DELETE, _UNDELETE = (
 _LIVE = compose(_SQL["list_page"], deleted="false")
 _DELETED = compose(_SQL["list_page"], deleted="true")
 _LIST_LIVE = compose(_SQL["list"], columns=_SQL["columns"], pages=_LIVE)
-_LIST_BOTH = compose(_SQL["list"], columns=_SQL["columns"], pages=f"({_LIVE}) union all ({_DELETED})")
+_BOTH = compose(_SQL["list_both"], live=_LIVE, deleted=_DELETED)
+_LIST_BOTH = compose(_SQL["list"], columns=_SQL["columns"], pages=_BOTH)
 
 
 class UserStore(SubjectStore):
@@ -101,9 +102,9 @@ class UserStore(SubjectStore):
         with self._database.connection(call) as connection:
             rows = connection.execute(_LIST_BOTH if show_deleted else _LIST_LIVE, values).fetchall()
         users = []
-        for *columns, key, _ in rows[:limit]:
-            user = user_of(tuple(columns))
-            users.append((user, Position(user.create_time, key)))
+        for row in rows[:limit]:
+            user = user_of(row[:-2])
+            users.append((user, Position(user.create_time, row[-2])))
         return UserPage(users, users[-1][1] if rows and rows[-1][-1] > len(users) else None)
 
 

@@ -221,3 +221,12 @@ lateral (select m.*, recalld.searchable(m.role, m.content) as document
 -- Messages of the whole namespace are reached by the full-text index.
 (select m.*, recalld.searchable(m.role, m.content) as document
    from recalld.message as m)
+
+-- name: in_session
+s.session_key = %(session_key)s
+
+-- name: in_sessions_of_user
+s.user_id = %(user_id)s
+
+-- name: in_namespace
+true

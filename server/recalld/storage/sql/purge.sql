@@ -96,24 +96,50 @@ select (select count(*)
            and (m.delete_time is null or m.delete_time = %(delete_time)s))
 
 -- name: remove_users
-delete from recalld.app_user as u
- where u.namespace = %(namespace)s
-   and u.delete_time <= %(cutoff)s
-   and (%(user_id)s = '' or u.user_id = %(user_id)s)
-   and not exists (select
-                     from recalld.session as s
-                    where s.namespace = %(namespace)s
-                      and s.user_id = u.user_id)
-returning u.user_key
+-- Some of the deleted users that no session is left of: how many were picked, and how many were still so when removed.
+with picked as (
+    select u.user_key
+      from recalld.app_user as u
+     where u.namespace = %(namespace)s
+       and u.delete_time <= %(cutoff)s
+       and {scope}
+       and not exists (select
+                         from recalld.session as s
+                        where s.namespace = %(namespace)s
+                          and s.user_id = u.user_id)
+     limit %(batch_size)s
+), gone as (
+    delete from recalld.app_user as u
+     using picked
+     where u.user_key = picked.user_key
+       and u.delete_time <= %(cutoff)s
+    returning u.user_key
+)
+select (select count(*) from picked), (select count(*) from gone)
 
 -- name: count_users
 select count(*)
   from recalld.app_user as u
  where u.namespace = %(namespace)s
    and u.delete_time <= %(cutoff)s
-   and (%(user_id)s = '' or u.user_id = %(user_id)s)
+   and {scope}
    and not exists (select
                      from recalld.session as s
                     where s.namespace = %(namespace)s
                       and s.user_id = u.user_id
                       and (s.delete_time is null or s.delete_time > %(cutoff)s))
+
+-- name: of_session
+t.session_key = %(session_key)s
+
+-- name: of_user
+t.session_key in (select s.session_key
+                       from recalld.session as s
+                      where s.namespace = %(namespace)s
+                        and s.user_id = %(user_id)s)
+
+-- name: this_user
+u.user_key = %(user_key)s
+
+-- name: all
+true

@@ -19,12 +19,5 @@ create or replace function recalld.search_language() returns regconfig
     language sql immutable parallel safe
     return ('pg_catalog.' || {language})::regconfig
 
--- name: set_searchable
-create or replace function recalld.searchable(role text, content text) returns tsvector
-    language sql immutable parallel safe
-    return to_tsvector(('pg_catalog.' || {language})::regconfig,
-                       regexp_replace(translate(left(role || ' ' || content, 65536), '<', ' '),
-                                      '(\S{{255}})(?=\S)', '\1 ', 'g'))
-
 -- name: reindex_search
 reindex index concurrently recalld.message_by_text

@@ -175,3 +175,9 @@ select *
   from (({live}) union all ({deleted})) as p
  order by p.{place} {direction}, p.session_key {direction}
  limit %(examine)s
+
+-- name: of_user
+p.user_id = %(user_id)s
+
+-- name: of_anybody
+true

@@ -67,6 +67,9 @@ select *
  order by p.create_time, p.user_key
  limit %(limit)s
 
+-- name: list_both
+({live}) union all ({deleted})
+
 -- name: list
 -- One more than asked for, if there is one, and of these what fits.
 select {columns}, u.user_key, u.read

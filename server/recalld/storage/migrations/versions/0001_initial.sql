@@ -216,7 +216,7 @@ end
 $$;
 
 
--- Full-text search. These two functions are the one place that holds the language, which `recalld migrate` may change.
+-- Full-text search. The one place that holds the language, which `recalld migrate` may change.
 create function recalld.search_language() returns regconfig
     language sql immutable parallel safe
     return 'pg_catalog.english'::regconfig;
@@ -226,7 +226,7 @@ create function recalld.search_language() returns regconfig
 -- which is cut after 255 characters, and of what might become an HTML tag or comment, which is kept from starting.
 create function recalld.searchable(role text, content text) returns tsvector
     language sql immutable parallel safe
-    return to_tsvector('pg_catalog.english'::regconfig,
+    return to_tsvector(recalld.search_language(),
                        regexp_replace(translate(left(role || ' ' || content, 65536), '<', ' '),
                                       '(\S{255})(?=\S)', '\1 ', 'g'));
 
