@@ -19,13 +19,21 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
+from recalld.access import Authenticator
+from recalld.access.api_keys import ApiKey, ApiKeyAuthenticator
+from recalld.access.certificates import Identities
+from recalld.access.files import FileError
+from recalld.access.quotas import Quotas
+from recalld.access.tokens import Claims, token_authenticator
+from recalld.domain import Call
 from recalld.embedded import EmbeddedPostgresError, postgres
 from recalld.health import Health
-from recalld.limits import KIB, MAX_REQUEST_BYTES
 from recalld.services import add_services
+from recalld.services.admission import Admission, CredentialAdmission
 from recalld.services.interceptors import interceptors
-from recalld.settings import Settings
-from recalld.storage import Database, PostgresStore, migrate
+from recalld.settings import Settings, check_serving
+from recalld.storage import ApiKeys, Database, PostgresStore, migrate
+from recalld.transport import listen, options
 
 log = logging.getLogger(__name__)
 
@@ -38,22 +46,6 @@ _BESIDE: Final = [
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
     reflection.SERVICE_NAME,
-]
-
-_OPTIONS: Final = [
-    # Two servers on one port would share its connections silently.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    # Above the first a call is turned away at random, above the second always; these are what clients apply to us.
-    ("grpc.max_metadata_size", 8 * KIB),
-    ("grpc.absolute_max_metadata_size", 16 * KIB),
-    # Clients may ping this often, also between calls, to keep a connection open through a NAT or balancer; by default
-    # gRPC cuts off whoever pings more than once in 5 minutes.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    # Finds clients that vanished without a word, and with them the streams that they left open.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
 # libpq that stops a statement without blocking, also on an encrypted connection.
@@ -80,12 +72,8 @@ class Server:
         self._failure: Exception | None = None
         self._address: str | None = None
         self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="recalld-call")
-        self._grpc = grpc.server(
-            self._threads,
-            interceptors=interceptors(self._finished.is_set),
-            options=_OPTIONS,
-            maximum_concurrent_rpcs=settings.max_concurrent_calls,
-        )
+        self._grpc: grpc.Server | None = None
+        self._database: Database | None = None
 
     @property
     def address(self) -> str:
@@ -96,13 +84,14 @@ class Server:
     def start(self) -> None:
         """Takes the port, then the database, and serves, without waiting for the database to answer.
 
-        Raises StartError, EmbeddedPostgresError.
+        Raises SettingsError, StartError, EmbeddedPostgresError.
         """
         _check_libraries()
-        self._address = self._bind()
+        check_serving(self._settings)
+        server = self._grpc = self._listen()
         with self._closing:
             url = self._database_url()
-            self._serve(url)
+            self._serve(server, url)
             self._closing = self._closing.pop_all()
 
     def stop(self) -> None:
@@ -128,7 +117,8 @@ class Server:
 
     def cancel_calls(self) -> None:
         """Ends the grace of a `stop` that is under way on another thread."""
-        self._grpc.stop(None)
+        if self._grpc is not None:
+            self._grpc.stop(None)
 
     def __enter__(self) -> Self:
         self.start()
@@ -139,22 +129,61 @@ class Server:
     ) -> None:
         self.stop()
 
-    def _bind(self) -> str:
-        host = self._settings.listen.rpartition(":")[0]
+    def _listen(self) -> grpc.Server:
+        settings = self._settings
+        host = settings.listen.rpartition(":")[0]
         try:
-            port = self._grpc.add_insecure_port(self._settings.listen)
+            server = grpc.server(
+                self._threads,
+                interceptors=interceptors(
+                    draining=self._finished.is_set,
+                    admission=self._admission(),
+                    quotas=Quotas(settings.rate_limit, settings.concurrency_limit),
+                    most_streams=settings.max_streams,
+                ),
+                options=options(settings),
+                maximum_concurrent_rpcs=settings.max_concurrent_calls,
+            )
+            self._address = f"{host}:{listen(server, settings)}"
+        except FileError as error:
+            raise StartError(str(error)) from error
         except RuntimeError:
-            raise StartError(f"cannot listen on {self._settings.listen}: it is in use, or not ours to use") from None
-        return f"{host}:{port}"
+            raise StartError(f"cannot listen on {settings.listen}: it is in use, or not ours to use") from None
+        return server
+
+    def _admission(self) -> Admission | None:
+        settings = self._settings
+        if not settings.auth:
+            return None
+        authenticators: list[Authenticator] = [ApiKeyAuthenticator(self._find_key)]
+        secret = settings.jwt_secret.get_secret_value() if settings.jwt_secret else None
+        if secret or settings.jwt_key_file or settings.jwt_jwks_file:
+            claims = Claims(
+                issuer=settings.jwt_issuer,
+                audience=settings.jwt_audience,
+                namespace=settings.jwt_namespace_claim,
+                scopes=settings.jwt_scopes_claim,
+            )
+            authenticators.append(
+                token_authenticator(
+                    claims, secret=secret, key_file=settings.jwt_key_file, jwks_file=settings.jwt_jwks_file
+                )
+            )
+        identities = Identities(settings.tls_identities_file) if settings.tls_identities_file else None
+        return CredentialAdmission(authenticators, identities)
+
+    def _find_key(self, key_id: str, call: Call) -> ApiKey | None:
+        assert self._database is not None, "no call comes before the server starts"
+        return ApiKeys(self._database).find(key_id, call)
 
     def _database_url(self) -> str:
         if self._settings.database_url is not None:
             return self._settings.database_url.get_secret_value()
         return self._closing.enter_context(postgres(self._settings.data_dir))
 
-    def _serve(self, url: str) -> None:
+    def _serve(self, server: grpc.Server, url: str) -> None:
         settings = self._settings
-        database = Database(
+        database = self._database = Database(
             url,
             size=settings.pool_size,
             timeout=settings.pool_timeout.total_seconds(),
@@ -168,21 +197,22 @@ class Server:
 
         health = Health(_API, prepare=prepare, ping=database.ping, fail=self.finish)
 
-        add_services(self._grpc, PostgresStore(database), settings.retention)
-        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, self._grpc)
-        reflection.enable_server_reflection([*_API, *_BESIDE], self._grpc)
-        channelz.add_channelz_servicer(self._grpc)
+        add_services(server, PostgresStore(database), settings.retention)
+        health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
+        if settings.on_loopback if settings.reflection is None else settings.reflection:
+            reflection.enable_server_reflection([*_API, *_BESIDE], server)
+            channelz.add_channelz_servicer(server)
 
         # Undone in the reverse order.
         database.open()
         self._closing.callback(database.close)
-        self._grpc.start()
-        self._closing.callback(self._drain)
+        server.start()
+        self._closing.callback(self._drain, server)
         health.start()
         self._closing.callback(health.stop)
 
-    def _drain(self) -> None:
-        self._grpc.stop(self._settings.shutdown_grace.total_seconds()).wait()
+    def _drain(self, server: grpc.Server) -> None:
+        server.stop(self._settings.shutdown_grace.total_seconds()).wait()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
@@ -196,7 +226,7 @@ def serve(settings: Settings, started: Callable[[Server], None]) -> None:
         settings: of the server.
         started: called once it listens.
 
-    Raises StartError, EmbeddedPostgresError, MigrationError.
+    Raises SettingsError, StartError, EmbeddedPostgresError, MigrationError.
     """
     stop_signals = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)

@@ -22,6 +22,8 @@ class Code(Enum):
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     ABORTED = "ABORTED"
     RESOURCE_EXHAUSTED = "RESOURCE_EXHAUSTED"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
+    PERMISSION_DENIED = "PERMISSION_DENIED"
     UNAVAILABLE = "UNAVAILABLE"
     DEADLINE_EXCEEDED = "DEADLINE_EXCEEDED"
     CANCELLED = "CANCELLED"
@@ -41,7 +43,7 @@ class RecallError(Exception):
 
     code: ClassVar[Code]
     reason: str
-    retry_after: ClassVar[float | None] = None
+    retry_after: float | None = None
 
     def __init__(self, message: str, metadata: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -199,6 +201,64 @@ class Overloaded(ResourceExhausted):
 
     def __init__(self) -> None:
         super().__init__("too many calls at once: retry later")
+
+
+class QuotaExceeded(ResourceExhausted):
+    """The caller's namespace has used up its share; others go on.
+
+    Args:
+        quota: which of them: `calls_per_second` or `concurrent_calls`.
+        allowed: how many of those the namespace may have.
+        retry_after: seconds until another call has a chance.
+    """
+
+    reason = "LIMIT_EXCEEDED"
+
+    def __init__(self, quota: str, allowed: float, retry_after: float) -> None:
+        super().__init__(
+            f"the namespace is at its quota of {allowed:g} {quota.replace('_', ' ')}: retry later",
+            {"quota": quota, "allowed": f"{allowed:g}"},
+        )
+        self.retry_after = retry_after
+
+
+class Unauthenticated(RecallError):
+    code = Code.UNAUTHENTICATED
+
+
+class CredentialMissing(Unauthenticated):
+    reason = "CREDENTIAL_MISSING"
+
+    def __init__(self) -> None:
+        super().__init__("the call needs a credential, as metadata `authorization: Bearer …`")
+
+
+class CredentialInvalid(Unauthenticated):
+    """Unknown, revoked, forged, or for somebody else: which of them is not told."""
+
+    reason = "CREDENTIAL_INVALID"
+
+    def __init__(self) -> None:
+        super().__init__("the credential is not valid here")
+
+
+class CredentialExpired(Unauthenticated):
+    """A genuine credential whose time is over."""
+
+    reason = "CREDENTIAL_EXPIRED"
+
+    def __init__(self) -> None:
+        super().__init__("the credential has expired")
+
+
+class ScopeMissing(RecallError):
+    """The credential is good, but not for this method."""
+
+    code = Code.PERMISSION_DENIED
+    reason = "SCOPE_MISSING"
+
+    def __init__(self, scope: str) -> None:
+        super().__init__(f"the credential lacks the scope `{scope}`", {"scope": scope})
 
 
 class Unavailable(RecallError):

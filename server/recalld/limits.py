@@ -49,3 +49,16 @@ DEFAULT_RETENTION: Final = timedelta(days=30)
 
 # Where everything belongs while authentication is off.
 DEFAULT_NAMESPACE: Final = "default"
+
+# --- who may call
+
+MAX_NAMESPACE_CHARACTERS: Final = 64
+
+# Seconds within which every replica refuses a key that was revoked, or a token whose signing key was taken away.
+REVOCATION_SECONDS: Final = 10.0
+
+# RFC 7518 asks of an HS256 secret that it is no shorter than the hash.
+LEAST_SECRET_BYTES: Final = 32
+
+# All metadata of a call, the credential among it, counted as HTTP/2 does: names, values and 32 bytes for each pair.
+MAX_CALL_METADATA_BYTES: Final = 16 * KIB

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ from platformdirs.unix import Unix
 from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from recalld.limits import DEFAULT_RETENTION
+from recalld.limits import DEFAULT_RETENTION, LEAST_SECRET_BYTES
 
 PREFIX: Final = "RECALLD_"
 
@@ -35,6 +36,15 @@ _HIGHEST_PORT: Final = 65535
 
 # What of a libpq connection string may be shown: the rest is secret, or says nothing about where the data is.
 _SHOWN: Final = ("service", "user", "host", "hostaddr", "port", "dbname")
+
+
+# Settings that mean nothing without another.
+_NEEDED: Final = {
+    "tls_cert_file": "tls_key_file",
+    "tls_key_file": "tls_cert_file",
+    "tls_client_ca_file": "tls_cert_file",
+    "tls_identities_file": "tls_client_ca_file",
+}
 
 
 class SettingsError(Exception):
@@ -79,6 +89,19 @@ def _directory(path: Path) -> Path:
     return path
 
 
+def _file(path: Path) -> Path:
+    path = path.expanduser().absolute()
+    if not path.is_file():
+        raise ValueError("Input should be a file that is there")
+    return path
+
+
+def _secret(secret: SecretStr) -> SecretStr:
+    if len(secret.get_secret_value().encode()) < LEAST_SECRET_BYTES:
+        raise ValueError(f"Input should have {LEAST_SECRET_BYTES} bytes or more")
+    return secret
+
+
 def _connection_string(secret: SecretStr | None) -> SecretStr | None:
     if secret is None:
         return None
@@ -98,6 +121,7 @@ def _upper(value: object) -> object:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+File = Annotated[Path, AfterValidator(_file)]
 
 
 class Settings(BaseSettings):
@@ -150,6 +174,55 @@ class Settings(BaseSettings):
         le=1_000_000,
         description="Calls worked on or queued at once; one more is answered RESOURCE_EXHAUSTED.",
     )
+    max_calls_per_connection: int = Field(
+        256, gt=0, le=1_000_000, description="Calls at once on one connection; a client holds back what is more."
+    )
+    max_streams: int = Field(
+        64,
+        gt=0,
+        le=4096,
+        description="Streams open at once, fewer than threads; one more is answered RESOURCE_EXHAUSTED.",
+    )
+    rate_limit: float = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        allow_inf_nan=False,
+        description="Calls a second of one namespace, in this process; bursts of a second's worth pass. 0: any number.",
+    )
+    concurrency_limit: int = Field(
+        0, ge=0, le=1_000_000, description="Calls at once of one namespace, in this process. 0: any number."
+    )
+    auth: bool = Field(False, description="Whether a call needs a credential: an API key, or a token if jwt_* are set.")
+    jwt_secret: Annotated[SecretStr, AfterValidator(_secret)] | None = Field(
+        None, description="The secret that HS256 tokens are signed with."
+    )
+    jwt_key_file: File | None = Field(
+        None, description="The public key that tokens are signed for, in PEM: RSA for RS256, P-256 for ES256."
+    )
+    jwt_jwks_file: File | None = Field(
+        None, description="The public keys that tokens are signed for, as a JSON Web Key Set (RS256, ES256)."
+    )
+    jwt_issuer: str = Field("", description="The issuer (iss) that a token must have.")
+    jwt_audience: str = Field("", description="The audience (aud) that a token must have.")
+    jwt_namespace_claim: str = Field("namespace", min_length=1, description="The claim that names a token's namespace.")
+    jwt_scopes_claim: str = Field(
+        "scope", min_length=1, description="The claim that lists a token's scopes, as an array or words in a string."
+    )
+    tls_cert_file: File | None = Field(None, description="The server's certificate chain, in PEM. Unset: plaintext.")
+    tls_key_file: File | None = Field(None, description="The private key of tls_cert_file, in PEM.")
+    tls_client_ca_file: File | None = Field(
+        None, description="Who signs clients' certificates, in PEM. Set: a client must show one (mutual TLS)."
+    )
+    tls_identities_file: File | None = Field(
+        None, description="Namespaces and scopes by the name in a client's certificate, in TOML."
+    )
+    insecure: bool = Field(
+        False, description="Allows to listen beyond loopback without TLS, or without authentication."
+    )
+    reflection: bool | None = Field(
+        None, description="Whether to serve reflection and channelz. Unset: only on a loopback address."
+    )
     shutdown_grace: Duration = Field(
         timedelta(seconds=10),
         ge=timedelta(0),
@@ -161,6 +234,15 @@ class Settings(BaseSettings):
     )
 
     _flags: frozenset[str] = PrivateAttr(frozenset())
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach the server."""
+        host = self.listen.rpartition(":")[0].strip("[]")
+        try:
+            return ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost"
 
     @classmethod
     def load(cls, flags: Mapping[str, str | bool] | None = None) -> Settings:
@@ -187,6 +269,49 @@ class Settings(BaseSettings):
         return "environment" if name in self.model_fields_set else "default"
 
 
+def check_serving(settings: Settings) -> None:
+    """Refuses settings that each are right and together are not, or that would serve more people than meant.
+
+    Raises SettingsError.
+    """
+    problems = [*_incomplete(settings), *_exposed(settings)]
+    if problems:
+        raise SettingsError("\n".join(problems))
+
+
+def _incomplete(settings: Settings) -> Iterator[str]:
+    def given(*names: str) -> list[str]:
+        return [variable(name) for name in names if getattr(settings, name)]
+
+    sources = given("jwt_secret", "jwt_key_file", "jwt_jwks_file")
+    claims = given("jwt_issuer", "jwt_audience")
+    if len(sources) > 1:
+        yield f"{', '.join(sources)}: only one of them can be set"
+    if sources and len(claims) < len(("issuer", "audience")):
+        yield f"{sources[0]}: needs RECALLD_JWT_ISSUER and RECALLD_JWT_AUDIENCE"
+    if claims and not sources:
+        yield f"{claims[0]}: needs a key: RECALLD_JWT_SECRET, RECALLD_JWT_KEY_FILE or RECALLD_JWT_JWKS_FILE"
+    for name in [*sources, *given("tls_identities_file")]:
+        if not settings.auth:
+            yield f"{name}: needs RECALLD_AUTH"
+    if settings.max_streams >= settings.threads:
+        yield f"RECALLD_MAX_STREAMS: {settings.max_streams} must be fewer than RECALLD_THREADS, {settings.threads}"
+    for name, needed in _NEEDED.items():
+        if getattr(settings, name) and not getattr(settings, needed):
+            yield f"{variable(name)}: needs {variable(needed)}"
+
+
+def _exposed(settings: Settings) -> Iterator[str]:
+    if settings.insecure or settings.on_loopback:
+        return
+    for missing, remedy in (
+        (not settings.tls_cert_file, "without TLS: set RECALLD_TLS_CERT_FILE and RECALLD_TLS_KEY_FILE"),
+        (not settings.auth, "without authentication: set RECALLD_AUTH"),
+    ):
+        if missing:
+            yield f"RECALLD_LISTEN: {settings.listen} would be open to others {remedy}, or say --insecure"
+
+
 class EffectiveSetting(NamedTuple):
     """One setting as `recalld config` shows it, secrets hidden."""
 
@@ -201,7 +326,9 @@ class EffectiveSetting(NamedTuple):
 def effective(settings: Settings) -> Iterator[EffectiveSetting]:
     """Every setting with its value in force, the value's source, and its meaning."""
     for name, field in Settings.model_fields.items():
-        shown = show(getattr(settings, name))
+        value = getattr(settings, name)
+        url = name == "database_url" and value is not None
+        shown = without_secrets(value.get_secret_value()) if url else show(value)
         yield EffectiveSetting(name, variable(name), flag(name), shown, settings.source(name), field.description or "")
 
 
@@ -225,7 +352,7 @@ def show(value: object) -> str:
         case timedelta():
             return format_duration(value)
         case SecretStr():
-            return without_secrets(value.get_secret_value())
+            return "(hidden)"
         case _:
             return str(value)
 
@@ -249,5 +376,5 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
 
 def _explain(name: str, message: str, value: object, flags: Mapping[str, object]) -> str:
     said = flag(name) if name in flags else variable(name)
-    got = "" if Settings.model_fields[name].annotation == SecretStr | None else f' (got "{value}")'
+    got = "" if "SecretStr" in str(Settings.model_fields[name].annotation) else f' (got "{value}")'
     return f"{said}: {message.removeprefix('Value error, ')}{got}"

@@ -16,10 +16,11 @@ from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-unty
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
 from recalld.domain import Store
 from recalld.services.admin import AdminServicer
-from recalld.services.interceptors import Behaviour, stream_answering_errors, unary_answering_errors
+from recalld.services.interceptors import stream_answering_errors, unary_answering_errors
 from recalld.services.memory import MemoryServicer
 from recalld.services.session import SessionServicer
 from recalld.services.user import UserServicer
+from recalld.services.wrapping import Behaviour
 
 RETENTION = timedelta(days=30)
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -30,6 +30,7 @@ class Context:
         return not self.over
 
     def end(self) -> None:
+        self.over = True
         for callback in self.callbacks:
             callback()
 

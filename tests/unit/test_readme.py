@@ -15,19 +15,20 @@ from recalld.settings import Settings, format_duration, parse_duration, show, va
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
+SETTINGS = (ROOT / "docs" / "settings.md").read_text("utf-8")
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
-def section(title: str) -> str:
+def section(title: str, page: str = README) -> str:
     """The text between a heading and the next one, of any level."""
-    match = re.search(rf"^##+ {re.escape(title)}\n(.*?)(?=^##+ |\Z)", README, re.MULTILINE | re.DOTALL)
+    match = re.search(rf"^#+ {re.escape(title)}\n(.*?)(?=^##+ |\Z)", page, re.MULTILINE | re.DOTALL)
     assert match, f"no section {title!r}"
     return match[1]
 
 
-def table(title: str) -> list[list[str]]:
+def table(title: str, page: str = README) -> list[list[str]]:
     """The rows of a section's table, without its head."""
-    rows = re.findall(r"^\| (.*) \|$", section(title), re.MULTILINE)
+    rows = re.findall(r"^\| (.*) \|$", section(title, page), re.MULTILINE)
     return [[cell.strip() for cell in row.split("|")] for row in rows[2:]]
 
 
@@ -64,11 +65,15 @@ LIMITS = {
     "`batch_size` of Purge": pages(limits.DEFAULT_PURGE_BATCH, limits.MAX_PURGE_BATCH),
     "a request": mebibytes(limits.MAX_REQUEST_BYTES),
     "a reply, a chunk of a stream": f"{mebibytes(limits.MAX_PAGE_BYTES)}, {mebibytes(limits.MAX_CHUNK_BYTES)}",
+    "metadata of a call, its credential included": f"{limits.MAX_CALL_METADATA_BYTES // limits.KIB} KiB",
+    "a namespace's name": f"1 to {limits.MAX_NAMESPACE_CHARACTERS} visible characters",
     "sessions examined for one page": f"{limits.MAX_EXAMINED:,}",
 }
 
-# Named elsewhere on the page: a setting's default, and the world that everything belongs to.
-NOT_IN_THE_TABLE = {"KIB", "MIB", "DEFAULT_RETENTION", "DEFAULT_NAMESPACE"}
+# Named elsewhere: a setting's default, the world that everything belongs to, and what credentials must be.
+NOT_IN_THE_TABLE = {
+    *("KIB", "MIB", "DEFAULT_RETENTION", "DEFAULT_NAMESPACE", "REVOCATION_SECONDS", "LEAST_SECRET_BYTES"),
+}
 
 
 def test_the_limits_are_those_of_the_code() -> None:
@@ -95,11 +100,11 @@ def test_the_settings_are_those_of_the_code() -> None:
         # The real one follows XDG_DATA_HOME.
         default = "~/.local/share/recalld" if name == "data_dir" else show(field.default)
         expected.append([f"`{variable(name)}`", f"`{default}`" if default else "unset", field.description])
-    assert table("Settings") == expected
+    assert table("Settings", SETTINGS) == expected
 
 
 def test_durations_are_written_as_the_settings_read_them() -> None:
-    [examples] = re.findall(r"Durations are (.*)\.$", section("Settings"), re.MULTILINE)
+    [examples] = re.findall(r"Durations are ([^.]*)\. ", section("Settings", SETTINGS))
     for example in examples.split(", "):
         assert format_duration(parse_duration(example.strip("`"))) == example.strip("`")
 
@@ -137,8 +142,9 @@ def test_every_error_of_the_code_is_in_the_table_under_its_code() -> None:
 def test_what_the_table_says_of_retries_is_so() -> None:
     for _, reasons, carries, _ in table("Errors"):
         for reason in reasons.split(", "):
-            [retry_after] = {kind.retry_after for kind in REASONS if kind.reason == reason}
-            assert ("RetryInfo" in carries) == (retry_after is not None), reason
+            # A quota's RetryInfo depends on how much of it is used.
+            retry = reason == "LIMIT_EXCEEDED" or any(kind.retry_after for kind in REASONS if kind.reason == reason)
+            assert ("RetryInfo" in carries) == retry, reason
 
 
 def test_every_promise_names_its_test() -> None:

@@ -28,10 +28,16 @@ if _version_not_supported:
 class AdminServiceStub:
     """AdminService is for operators.
 
+    Where authentication is on, every RPC needs a credential with the scope
+    `admin`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     def __init__(self, channel):
@@ -50,10 +56,16 @@ class AdminServiceStub:
 class AdminServiceServicer:
     """AdminService is for operators.
 
+    Where authentication is on, every RPC needs a credential with the scope
+    `admin`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     def Purge(self, request, context):
@@ -89,10 +101,16 @@ def add_AdminServiceServicer_to_server(servicer, server):
 class AdminService:
     """AdminService is for operators.
 
+    Where authentication is on, every RPC needs a credential with the scope
+    `admin`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     @staticmethod

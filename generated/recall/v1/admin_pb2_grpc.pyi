@@ -29,10 +29,16 @@ GRPC_VERSION: str
 class AdminServiceStub:
     """AdminService is for operators.
 
+    Where authentication is on, every RPC needs a credential with the scope
+    `admin`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     @_typing.overload
@@ -54,10 +60,16 @@ class AdminServiceStub:
 class AdminServiceAsyncStub(AdminServiceStub):
     """AdminService is for operators.
 
+    Where authentication is on, every RPC needs a credential with the scope
+    `admin`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -75,10 +87,16 @@ class AdminServiceAsyncStub(AdminServiceStub):
 class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """AdminService is for operators.
 
+    Where authentication is on, every RPC needs a credential with the scope
+    `admin`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
     answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN) and INTERNAL (INTERNAL).
     """
 
     @_abc_1.abstractmethod

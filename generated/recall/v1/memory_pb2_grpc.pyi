@@ -30,11 +30,19 @@ class MemoryServiceStub:
     """MemoryService keeps the messages of sessions: a session's messages together
     are its memory. Messages are ordered by seq alone, never by time.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetMemory,
+    ListMessages, GetMessage and SearchMemory need the scope `read`, the others
+    `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     @_typing.overload
@@ -118,11 +126,19 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     """MemoryService keeps the messages of sessions: a session's messages together
     are its memory. Messages are ordered by seq alone, never by time.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetMemory,
+    ListMessages, GetMessage and SearchMemory need the scope `read`, the others
+    `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -202,11 +218,19 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """MemoryService keeps the messages of sessions: a session's messages together
     are its memory. Messages are ordered by seq alone, never by time.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetMemory,
+    ListMessages, GetMessage and SearchMemory need the scope `read`, the others
+    `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     @_abc_1.abstractmethod

@@ -36,11 +36,18 @@ class SessionServiceStub:
     Everything belongs to the namespace of the caller's credential (`default`
     when authentication is off); two namespaces never see each other's data.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetSession,
+    ListSessions and StreamSessions need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     def __init__(self, channel):
@@ -97,11 +104,18 @@ class SessionServiceServicer:
     Everything belongs to the namespace of the caller's credential (`default`
     when authentication is off); two namespaces never see each other's data.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetSession,
+    ListSessions and StreamSessions need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     def CreateSession(self, request, context):
@@ -259,11 +273,18 @@ class SessionService:
     Everything belongs to the namespace of the caller's credential (`default`
     when authentication is off); two namespaces never see each other's data.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetSession,
+    ListSessions and StreamSessions need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     @staticmethod

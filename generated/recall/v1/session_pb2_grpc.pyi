@@ -37,11 +37,18 @@ class SessionServiceStub:
     Everything belongs to the namespace of the caller's credential (`default`
     when authentication is off); two namespaces never see each other's data.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetSession,
+    ListSessions and StreamSessions need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     @_typing.overload
@@ -131,11 +138,18 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Everything belongs to the namespace of the caller's credential (`default`
     when authentication is off); two namespaces never see each other's data.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetSession,
+    ListSessions and StreamSessions need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -221,11 +235,18 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     Everything belongs to the namespace of the caller's credential (`default`
     when authentication is off); two namespaces never see each other's data.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetSession,
+    ListSessions and StreamSessions need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     @_abc_1.abstractmethod

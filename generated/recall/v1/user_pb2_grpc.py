@@ -30,11 +30,18 @@ class UserServiceStub:
     A user's sessions are listed with SessionService.ListSessions or
     StreamSessions and `filter.user_id`.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetUser, ListUsers
+    and StreamUsers need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     def __init__(self, channel):
@@ -85,11 +92,18 @@ class UserServiceServicer:
     A user's sessions are listed with SessionService.ListSessions or
     StreamSessions and `filter.user_id`.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetUser, ListUsers
+    and StreamUsers need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     def CreateUser(self, request, context):
@@ -231,11 +245,18 @@ class UserService:
     A user's sessions are listed with SessionService.ListSessions or
     StreamSessions and `filter.user_id`.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetUser, ListUsers
+    and StreamUsers need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     @staticmethod

@@ -31,11 +31,18 @@ class UserServiceStub:
     A user's sessions are listed with SessionService.ListSessions or
     StreamSessions and `filter.user_id`.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetUser, ListUsers
+    and StreamUsers need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     @_typing.overload
@@ -109,11 +116,18 @@ class UserServiceAsyncStub(UserServiceStub):
     A user's sessions are listed with SessionService.ListSessions or
     StreamSessions and `filter.user_id`.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetUser, ListUsers
+    and StreamUsers need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -183,11 +197,18 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
     A user's sessions are listed with SessionService.ListSessions or
     StreamSessions and `filter.user_id`.
 
+    Where authentication is on, every call carries a credential, as metadata
+    `authorization: Bearer …`, which decides on the namespace. GetUser, ListUsers
+    and StreamUsers need the scope `read`, the others `write`.
+
     Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
     reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field),
-    RESOURCE_EXHAUSTED (OVERLOADED), ABORTED (CONTENTION), UNAVAILABLE
-    (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
+    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
+    (INTERNAL).
     """
 
     @_abc_1.abstractmethod

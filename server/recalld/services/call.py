@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Final
 
 import grpc
 
-from recalld import limits
+from recalld.access import ANYONE, Principal
 
-
-def namespace_of(context: grpc.ServicerContext) -> str:
-    """The isolated world that the caller may touch."""
-    return limits.DEFAULT_NAMESPACE
+# Who makes the call that is being worked on. gRPC runs each in a context of its own.
+principal: Final[ContextVar[Principal]] = ContextVar("principal", default=ANYONE)
 
 
 class RpcCall:
@@ -23,13 +23,12 @@ class RpcCall:
     """
 
     def __init__(self, context: grpc.ServicerContext) -> None:
-        self._namespace = namespace_of(context)
+        self._namespace = principal.get().namespace
         self._context = context
         self._lock = threading.Lock()
         self._callback: Callable[[], None] | None = None
+        self._registered = False
         self._over = False
-        if not context.add_callback(self._end):
-            self._over = True
 
     @property
     def namespace(self) -> str:
@@ -47,7 +46,14 @@ class RpcCall:
             if self._over:
                 return False
             self._callback = callback
+        if self._registered:
             return True
+        self._registered = True
+        if self._context.add_callback(self._end):
+            return True
+        with self._lock:
+            self._over, self._callback = True, None
+        return False
 
     def _end(self) -> None:
         with self._lock:

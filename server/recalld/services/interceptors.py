@@ -1,64 +1,46 @@
-"""What stands around every call, outermost first.
-
-An interceptor here wraps a handler once, when its method is first called, and keeps the result: a call costs a dict
-lookup. So none may decide by the metadata of one call in `intercept_service`; what it needs of a call it takes from the
-context, in the behaviour. Methods of other services (health, reflection, channelz) pass untouched.
-"""
+"""What stands around every call, outermost first."""
 
 from __future__ import annotations
 
 import functools
 import logging
+import math
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn
 from uuid import uuid4
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
-from recalld.errors import Internal, InvalidField, RecallError, ShuttingDown
+from recalld.access.quotas import Quotas
+from recalld.errors import Internal, InvalidField, RecallError, ResourceExhausted, ShuttingDown
+from recalld.services.admission import Admission, admitting, sharing
 from recalld.services.status import status_of
-
-Behaviour = Callable[[Any, grpc.ServicerContext], Any]
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-
-_OUR_METHODS = "/recall.v1."
+from recalld.services.wrapping import Behaviour, Handler, HandlerInterceptor, Wrap, rewrapped
 
 log = logging.getLogger(__name__)
 
 
-def interceptors(draining: Callable[[], bool]) -> list[grpc.ServerInterceptor]:
+def interceptors(
+    draining: Callable[[], bool], admission: Admission | None, quotas: Quotas, most_streams: int
+) -> list[grpc.ServerInterceptor]:
     """The interceptors of the server, in their order.
 
     Args:
         draining: whether the server is shutting down.
+        admission: tells who a caller is; None where authentication is off.
+        quotas: of the namespaces.
+        most_streams: streams open at once, of all callers.
     """
-    return [HandlerInterceptor(answer_errors), HandlerInterceptor(functools.partial(end_streams, draining))]
-
-
-class HandlerInterceptor(grpc.ServerInterceptor):
-    """Puts `wrap` around the handler of every method of the API."""
-
-    def __init__(self, wrap: Callable[[Handler], Handler]) -> None:
-        self._wrap = wrap
-        self._wrapped: dict[str, Handler] = {}
-
-    def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> Handler | None:
-        method = handler_call_details.method
-        wrapped = self._wrapped.get(method)
-        if wrapped is not None:
-            return wrapped
-        handler = continuation(handler_call_details)
-        # A method that does not exist is not kept either: its name is the caller's invention.
-        if handler is None or not method.startswith(_OUR_METHODS):
-            return handler
-        return self._wrapped.setdefault(method, self._wrap(handler))
+    wraps: list[Wrap] = [
+        answer_errors,
+        admitting(admission),
+        sharing(quotas, most_streams),
+        functools.partial(end_streams, draining),
+    ]
+    return [HandlerInterceptor(wrap) for wrap in wraps]
 
 
 # --- errors
@@ -71,26 +53,17 @@ class _Undecodable:
     """
 
 
-def answer_errors(handler: Handler) -> Handler:
-    """The handler, with every error turned into a google.rpc.Status. Handlers of request streams stay as they are."""
+def answer_errors(_method: str, handler: Handler) -> Handler:
+    """The handler, with every error turned into a google.rpc.Status."""
     decode = handler.request_deserializer
-    if handler.request_streaming or decode is None:
-        return handler
 
     def decode_or_mark(data: bytes) -> Any:
         try:
-            return decode(data)
+            return decode(data) if decode else data
         except DecodeError:
             return _Undecodable()
 
-    if handler.unary_stream is not None:
-        return grpc.unary_stream_rpc_method_handler(
-            stream_answering_errors(handler.unary_stream), decode_or_mark, handler.response_serializer
-        )
-    assert handler.unary_unary is not None
-    return grpc.unary_unary_rpc_method_handler(
-        unary_answering_errors(handler.unary_unary), decode_or_mark, handler.response_serializer
-    )
+    return rewrapped(handler, unary_answering_errors, stream_answering_errors, decode_or_mark)
 
 
 def unary_answering_errors(behaviour: Behaviour) -> Behaviour:
@@ -127,7 +100,12 @@ def _decoded(request: Any) -> Any:
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     known = error if isinstance(error, RecallError) else _internal(error)
-    context.abort_with_status(rpc_status.to_status(status_of(known)))
+    status = rpc_status.to_status(status_of(known))
+    if isinstance(known, ResourceExhausted) and known.retry_after is not None:
+        # Holds back the retries of gRPC's own retry policies (gRFC A6).
+        pushback = ("grpc-retry-pushback-ms", str(math.ceil(known.retry_after * 1000)))
+        status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
+    context.abort_with_status(status)
 
 
 def _internal(error: Exception) -> Internal:
@@ -152,20 +130,20 @@ def _where(error: BaseException) -> str:
 # --- draining
 
 
-def end_streams(draining: Callable[[], bool], handler: Handler) -> Handler:
+def end_streams(draining: Callable[[], bool], _method: str, handler: Handler) -> Handler:
     """The handler; if it answers with a stream, that ends with an error between two responses once the server drains.
 
     A stream can take any time, and would be cut off when the grace is over; ended here, its client knows why, and has
     received a whole response to go on behind.
     """
-    behaviour = handler.unary_stream
-    if behaviour is None:
-        return handler
 
-    def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        for response in behaviour(request, context):
-            yield response
-            if draining():
-                raise ShuttingDown
+    def stream(behaviour: Behaviour) -> Behaviour:
+        def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+            for response in behaviour(request, context):
+                yield response
+                if draining():
+                    raise ShuttingDown
 
-    return grpc.unary_stream_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+        return answer
+
+    return rewrapped(handler, lambda unary: unary, stream)

@@ -30,7 +30,7 @@ _SQL = statements("schema")
 
 # Seconds. A statement whose call is over gets a cancel request, and then this long to end before its connection is cut:
 # a frozen server answers no cancel request.
-_CONNECT_TIMEOUT = 5
+CONNECT_TIMEOUT = 5
 _CANCEL_TIMEOUT = 1.0
 
 # SQLSTATEs, each with what it means for the caller. Anything else is a defect, reported as INTERNAL.
@@ -61,7 +61,7 @@ class Database:
             "context": _adapters(),
             "cursor_factory": _BinaryCursor,
             "application_name": "recalld",
-            "connect_timeout": _CONNECT_TIMEOUT,
+            "connect_timeout": CONNECT_TIMEOUT,
             "options": f"-c timezone=UTC -c statement_timeout={int(statement_timeout * 1000)}",
         }
         self._pool: ConnectionPool[Connection] = ConnectionPool(

@@ -10,12 +10,12 @@ import psycopg
 from psycopg import sql
 
 from recalld.errors import StorageUnavailable
+from recalld.storage.database import CONNECT_TIMEOUT
 from recalld.storage.sql import statements
 
 log = logging.getLogger(__name__)
 
 _DIRECTORY = Path(__file__).parent / "migrations"
-_CONNECT_TIMEOUT = 5  # seconds
 _SQL = statements("schema")
 
 
@@ -28,7 +28,7 @@ def newest_revision() -> str:
     return max(step.stem for step in (_DIRECTORY / "versions").glob("*.sql")).partition("_")[0]
 
 
-def migrate(url: str, language: str, *, change_language: bool = False) -> list[str]:
+def migrate(url: str, language: str, *, change_language: bool = False, grant_to: str | None = None) -> list[str]:
     """Applies the pending steps, all or none, and returns their names. Safe to run from several processes at once.
 
     Args:
@@ -36,11 +36,12 @@ def migrate(url: str, language: str, *, change_language: bool = False) -> list[s
         language: the text search configuration, such as `english`, that a new database searches in.
         change_language: whether a database that searches in another language is changed to this one. It rebuilds the
             search index, which takes long on a large database; searches miss messages until it is done.
+        grant_to: a database role that gets what a server needs, which does not include changing the schema.
 
     Raises StorageUnavailable when the database does not answer, MigrationError when it cannot be migrated.
     """
     try:
-        with psycopg.connect(url, connect_timeout=_CONNECT_TIMEOUT, autocommit=True) as connection:
+        with psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT, autocommit=True) as connection:
             applied = [] if _revision(connection) == newest_revision() else _upgrade(url)
             _warn_of_lost_writes(connection)
             current = _language(connection)
@@ -49,9 +50,16 @@ def migrate(url: str, language: str, *, change_language: bool = False) -> list[s
                 applied.append(f"search language {language}")
             elif current != language:
                 log.warning("searching in %s, not %s: `recalld migrate` changes it", current, language)
+            if grant_to is not None:
+                _grant(connection, grant_to)
+                applied.append(f"grants to {grant_to}")
             return applied
     except psycopg.OperationalError as error:
         raise StorageUnavailable from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(
+            f"the database's role may not do that: run `recalld migrate` as the schema's owner ({_one_line(error)})"
+        ) from error
     except psycopg.Error as error:
         raise MigrationError(_one_line(error)) from error
 
@@ -82,7 +90,7 @@ def _upgrade(url: str) -> list[str]:
 
     engine = create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(url, connect_timeout=_CONNECT_TIMEOUT),
+        creator=lambda: psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT),
         poolclass=NullPool,
     )
     try:
@@ -116,6 +124,10 @@ def _set_language(connection: psycopg.Connection[Any], language: str) -> None:
         raise MigrationError(f"search_language: the database has no text search configuration {language!r}")
     for name in ("set_search_language", "reindex_search"):
         connection.execute(sql.SQL(_SQL[name]).format(language=sql.Literal(language)))
+
+
+def _grant(connection: psycopg.Connection[Any], role: str) -> None:
+    connection.execute(sql.SQL(_SQL["grant"]).format(role=sql.Identifier(role)))
 
 
 def _one_line(error: Exception) -> str:

@@ -21,3 +21,9 @@ create or replace function recalld.search_language() returns regconfig
 
 -- name: reindex_search
 reindex index concurrently recalld.message_by_text
+
+-- name: grant
+grant usage on schema recalld to {role};
+grant select, insert, update, delete on recalld.session, recalld.message, recalld.app_user, recalld.tombstone to {role};
+grant select on recalld.api_key, recalld.alembic_version to {role};
+grant execute on all functions in schema recalld to {role}

@@ -1,4 +1,4 @@
-"""The command line: `recalld serve | migrate | purge | config | version`.
+"""The command line: `recalld serve | migrate | keys | purge | config | version`.
 
 Every command imports what it needs when it runs, so that `recalld version` and `recalld config` are quick.
 """
@@ -10,25 +10,16 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from recalld import __version__
-from recalld.settings import (
-    Settings,
-    SettingsError,
-    effective,
-    flag,
-    parse_duration,
-    show,
-    unknown_variables,
-    variable,
-    without_secrets,
-)
+from recalld.cli.keys import keys
+from recalld.cli.options import Duration, complain, database_of, one_line, with_settings
+from recalld.settings import Settings, SettingsError, effective, without_secrets
 
 if TYPE_CHECKING:
     from recall.v1.admin_pb2 import PurgeResponse
@@ -63,53 +54,6 @@ def run(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
 
 
-def complain(text: str) -> None:
-    """Says on stderr what is wrong, each line by itself."""
-    for line in text.splitlines():
-        click.echo(f"recalld: {line}", err=True)
-
-
-class Duration(click.ParamType[timedelta]):
-    """An option such as `7d`, `12h` or `90` (seconds)."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
-        try:
-            return parse_duration(value)
-        except ValueError as error:
-            self.fail(f'{error} (got "{value}")', param, ctx)
-
-
-def with_settings(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Gives a command the flags of these settings, or of all, and calls it with the loaded settings first."""
-
-    chosen = names or tuple(Settings.model_fields)
-
-    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
-        def load_and_run(**options: Any) -> Any:
-            given = {name: options.pop(name) for name in chosen}
-            for line in unknown_variables():
-                complain(f"warning: {line}")
-            settings = Settings.load({name: value for name, value in given.items() if value is not None})
-            return command(settings, **options)
-
-        decorated: Callable[..., Any] = functools.wraps(command)(load_and_run)
-        for name in reversed(chosen):
-            decorated = _option(name)(decorated)
-        return decorated
-
-    return decorate
-
-
-def _option(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    field = Settings.model_fields[name]
-    text = f"{field.description} [{variable(name)}; default: {show(field.default) or 'unset'}]"
-    if field.annotation is bool:
-        return click.option(f"{flag(name)}/--no-{flag(name)[2:]}", name, default=None, help=text)
-    return click.option(flag(name), name, metavar="VALUE", help=text)
-
-
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
 def recalld() -> None:
     """Conversation memory for AI applications, in Postgres, behind gRPC."""
@@ -132,25 +76,27 @@ def serve(settings: Settings) -> None:
 
 @recalld.command()
 @with_settings("database_url", "data_dir", "search_language", "log_level")
-def migrate(settings: Settings) -> None:
+@click.option("--grant-to", metavar="ROLE", help="Also give this database role what a server needs, and no more.")
+def migrate(settings: Settings, grant_to: str | None) -> None:
     """Bring the database to the schema, and the search language, of this version."""
     from recalld import storage
-    from recalld.embedded import EmbeddedPostgresError, postgres
     from recalld.errors import StorageUnavailable
 
     _log_to_stderr(settings.log_level)
-    configured = settings.database_url
     try:
-        with nullcontext(configured.get_secret_value()) if configured else postgres(settings.data_dir) as url:
-            steps = storage.migrate(url, settings.search_language, change_language=True)
+        with database_of(settings) as url:
+            steps = storage.migrate(url, settings.search_language, change_language=True, grant_to=grant_to)
     except StorageUnavailable as error:
-        raise click.ClickException(f"{error}: {_one_line(error.__cause__)}") from error
-    except (EmbeddedPostgresError, storage.MigrationError) as error:
+        raise click.ClickException(f"{error}: {one_line(error.__cause__)}") from error
+    except storage.MigrationError as error:
         raise click.ClickException(str(error)) from error
     for step in steps:
         click.echo(f"migrated: {step}")
     if not steps:
         click.echo("nothing to do: the database is up to date")
+
+
+recalld.add_command(keys)
 
 
 @recalld.command()
@@ -191,7 +137,7 @@ def purge(
         try:
             _show_progress(AdminServiceStub(channel).Purge(request), dry_run=dry_run)
         except grpc.RpcError as error:
-            raise click.ClickException(f"{error.code().name}: {_one_line(error.details())}") from None
+            raise click.ClickException(f"{error.code().name}: {one_line(error.details())}") from None
 
 
 @recalld.command()
@@ -271,7 +217,7 @@ class _OneLine(logging.Formatter):
     """Every event on a line, whatever libpq puts into its messages; only a traceback has more."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
-        return _one_line(super().formatMessage(record))
+        return one_line(super().formatMessage(record))
 
 
 def _log_to_stderr(level: str) -> None:
@@ -281,7 +227,3 @@ def _log_to_stderr(level: str) -> None:
     # Each reports as events what is a step of ours: an attempt to connect, a migration.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())

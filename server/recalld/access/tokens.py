@@ -1,0 +1,204 @@
+"""JSON Web Tokens (RFC 7519): bearer credentials that somebody else signed, checked without asking anybody."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from recalld.access import Principal, parse_namespace, parse_scopes
+from recalld.access.files import FileError, Watched, read_bytes
+from recalld.domain import Call
+from recalld.errors import CredentialExpired, CredentialInvalid, InvalidField
+
+# RFC 7518 asks this much of the modulus of an RS256 key.
+_LEAST_RSA_BITS: Final = 2048
+
+# Seconds by which the clock of whoever signs may be ahead of ours, or behind.
+_LEEWAY: Final = 30.0
+
+# Tokens whose signatures were checked already, about 300 bytes each.
+_MOST_KNOWN: Final = 10_000
+
+_MOST_NAME_CHARACTERS: Final = 256
+
+
+class _Key(NamedTuple):
+    """A key with the one algorithm it is good for.
+
+    The token's own header never chooses: taking its word is how a public key is made to pass for a secret, and `none`
+    for a signature.
+    """
+
+    algorithm: str
+    key: Any
+
+
+_Keys = dict[str | None, _Key]
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a token must say, and where it says what it is good for.
+
+    Attributes:
+        issuer: the only `iss` that is accepted.
+        audience: what must be in `aud`.
+        namespace: name of the claim that holds the namespace.
+        scopes: name of the claim that holds the scopes, as a list or as words in a string (RFC 8693).
+    """
+
+    issuer: str
+    audience: str
+    namespace: str = "namespace"
+    scopes: str = "scope"
+
+
+class _Known(NamedTuple):
+    """A token that was found good, until then (seconds since the epoch) or until the keys change."""
+
+    principal: Principal
+    expires: float
+    keys: _Keys
+
+
+class TokenAuthenticator:
+    """Knows tokens, and remembers the good ones: checking a signature costs more than the rest of the admission.
+
+    Args:
+        keys: the keys that sign, by key id. They may change.
+        claims: what a token must say.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(self, keys: Callable[[], _Keys], claims: Claims, clock: Callable[[], float] = time.time) -> None:
+        self._keys = keys
+        self._claims = claims
+        self._clock = clock
+        self._known: dict[bytes, _Known] = {}
+        self._lock = threading.Lock()
+
+    def recognises(self, credential: str) -> bool:
+        return credential.count(".") == 2
+
+    def authenticate(self, credential: str, call: Call) -> Principal:
+        keys = self._keys()
+        digest = sha256(credential.encode()).digest()
+        known = self._known.get(digest)
+        if known is None or known.keys is not keys:
+            known = self._check(credential, keys)
+            with self._lock:
+                if len(self._known) >= _MOST_KNOWN:
+                    self._known.clear()
+                self._known[digest] = known
+        if known.expires + _LEEWAY <= self._clock():
+            raise CredentialExpired
+        return known.principal
+
+    def _check(self, token: str, keys: _Keys) -> _Known:
+        try:
+            key = _choose(keys, jwt.get_unverified_header(token).get("kid"))
+            claims = jwt.decode(
+                token,
+                key.key,
+                algorithms=[key.algorithm],
+                issuer=self._claims.issuer,
+                audience=self._claims.audience,
+                leeway=_LEEWAY,
+                options={"require": ["exp", "iss", "aud"]},
+            )
+            principal = Principal(
+                namespace=parse_namespace(claims.get(self._claims.namespace)),
+                scopes=parse_scopes(_words(claims.get(self._claims.scopes))),
+                name=str(claims.get("sub", ""))[:_MOST_NAME_CHARACTERS],
+            )
+            return _Known(principal, float(claims["exp"]), keys)
+        except jwt.ExpiredSignatureError:
+            raise CredentialExpired from None
+        except (jwt.PyJWTError, InvalidField, ValueError, TypeError, OverflowError, RecursionError):
+            # The last four: a parser's ways to say that a text is not what it should be.
+            raise CredentialInvalid from None
+
+
+def token_authenticator(
+    claims: Claims, *, secret: str | None = None, key_file: Path | None = None, jwks_file: Path | None = None
+) -> TokenAuthenticator:
+    """An authenticator with the keys from one of these places; files are read again when they change.
+
+    Args:
+        claims: what a token must say.
+        secret: shared with whoever signs by HS256.
+        key_file: a public key in PEM: RSA for RS256, P-256 for ES256.
+        jwks_file: several public keys, as a JSON Web Key Set (RFC 7517).
+
+    Raises FileError.
+    """
+    if secret is not None:
+        keys: _Keys = {None: _Key("HS256", secret.encode())}
+        return TokenAuthenticator(lambda: keys, claims)
+    if key_file is not None:
+        return TokenAuthenticator(Watched([key_file], lambda: _read_pem(key_file)).get, claims)
+    assert jwks_file is not None, "no source of keys"
+    return TokenAuthenticator(Watched([jwks_file], lambda: _read_jwks(jwks_file)).get, claims)
+
+
+def _choose(keys: _Keys, key_id: object) -> _Key:
+    """The key that a token names; where there is only one, that one, if it has no name or the token names none."""
+    if (isinstance(key_id, str) or key_id is None) and key_id in keys:
+        return keys[key_id]
+    if len(keys) == 1 and (key_id is None or None in keys):
+        return next(iter(keys.values()))
+    raise CredentialInvalid
+
+
+def _words(value: object) -> Sequence[object]:
+    if isinstance(value, str):
+        return value.split()
+    if isinstance(value, list):
+        return value
+    return ()
+
+
+def _read_pem(path: Path) -> _Keys:
+    try:
+        key = load_pem_public_key(read_bytes(path))
+    except ValueError:
+        raise FileError(f"{path} is not a public key in PEM") from None
+    return {None: _fit(key, path)}
+
+
+def _read_jwks(path: Path) -> _Keys:
+    try:
+        documents = json.loads(read_bytes(path))["keys"]
+        keys = {document.get("kid"): _fit(_from_jwk(document), path) for document in documents}
+    except (ValueError, TypeError, KeyError, AttributeError, jwt.PyJWTError):
+        raise FileError(f"{path} is not a JSON Web Key Set of public keys for RS256 and ES256") from None
+    if not keys or len(keys) != len(documents):
+        raise FileError(f"{path} holds no key, or two of the same kid")
+    return keys
+
+
+def _from_jwk(document: dict[str, Any]) -> object:
+    if document.get("use", "sig") != "sig" or "d" in document:
+        raise ValueError("not a public key to verify with")
+    return jwt.PyJWK(document).key
+
+
+def _fit(key: object, path: Path) -> _Key:
+    match key:
+        case RSAPublicKey() if key.key_size >= _LEAST_RSA_BITS:
+            return _Key("RS256", key)
+        case EllipticCurvePublicKey() if isinstance(key.curve, SECP256R1):
+            return _Key("ES256", key)
+        case _:
+            raise FileError(f"{path} holds a key that is neither RSA of {_LEAST_RSA_BITS} bits or more nor P-256")

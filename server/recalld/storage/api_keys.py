@@ -1,0 +1,104 @@
+"""API keys on Postgres: the server looks them up, `recalld keys` makes and ends them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import psycopg
+
+from recalld.access import Scope
+from recalld.access.api_keys import ApiKey, NewKey, make_key
+from recalld.domain import Call
+from recalld.errors import StorageUnavailable
+from recalld.storage.database import CONNECT_TIMEOUT, Database
+from recalld.storage.sql import statements
+
+_SQL: Final = statements("api_key")
+
+
+class ApiKeyError(Exception):
+    """There is no such key, or it cannot be replaced; the text says so in one line."""
+
+
+class ApiKeys:
+    """The keys as the server sees them."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def find(self, key_id: str, call: Call) -> ApiKey | None:
+        with self._database.connection(call) as connection:
+            row = connection.execute(_SQL["find"], {"key_id": key_id}).fetchone()
+        return None if row is None else _key(row)
+
+
+class ApiKeyRegistry:
+    """The keys as an operator sees them. Make one with `open_registry`."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+
+    def create(self, namespace: str, scopes: frozenset[Scope], name: str, lifetime: timedelta | None) -> NewKey:
+        """Makes a key, good for `lifetime`, or without one for ever."""
+        return self._add(namespace, [scope.value for scope in scopes], name, lifetime)
+
+    def replace(self, key_id: str, overlap: timedelta, lifetime: timedelta | None) -> NewKey:
+        """Makes a key for the same as another, which goes on to work for `overlap`. Raises ApiKeyError."""
+        values = {"key_id": key_id, "expire_time": datetime.now(UTC) + overlap}
+        with self._connection.transaction():
+            row = self._connection.execute(_SQL["expire"], values).fetchone()
+            if row is None:
+                raise ApiKeyError(f"there is no key {key_id}, or it is revoked")
+            namespace, scopes, name = row
+            return self._add(namespace, scopes, name, lifetime)
+
+    def find_all(self, namespace: str | None) -> list[ApiKey]:
+        """The keys of a namespace, or all, oldest first."""
+        return [_key(row) for row in self._connection.execute(_SQL["list"], {"namespace": namespace})]
+
+    def revoke(self, key_id: str) -> datetime:
+        """Ends a key for good, and returns since when it is. Raises ApiKeyError."""
+        row = self._connection.execute(_SQL["revoke"], {"key_id": key_id, "now": datetime.now(UTC)}).fetchone()
+        if row is None:
+            raise ApiKeyError(f"there is no key {key_id}")
+        revoked: datetime = row[0]
+        return revoked
+
+    def _add(self, namespace: str, scopes: list[str], name: str, lifetime: timedelta | None) -> NewKey:
+        key, now = make_key(), datetime.now(UTC)
+        values = {
+            "key_id": key.key_id,
+            "digest": key.digest,
+            "namespace": namespace,
+            "scopes": sorted(scopes),
+            "name": name,
+            "now": now,
+            "expire_time": None if lifetime is None else now + lifetime,
+        }
+        self._connection.execute(_SQL["add"], values)
+        return key
+
+
+@contextmanager
+def open_registry(url: str) -> Iterator[ApiKeyRegistry]:
+    """A registry on a connection of its own. Raises StorageUnavailable, and ApiKeyError when it may not be used."""
+    try:
+        with psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT, autocommit=True) as connection:
+            yield ApiKeyRegistry(connection)
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        raise ApiKeyError("the database has no keys yet: run `recalld migrate` first") from None
+    except psycopg.errors.InsufficientPrivilege:
+        raise ApiKeyError("the database's role may not do that: take the one of `recalld migrate`") from None
+    except psycopg.OperationalError as error:
+        raise StorageUnavailable from error
+
+
+def _key(row: tuple[Any, ...]) -> ApiKey:
+    key = ApiKey(*row)
+    # A scope that a later version gave out means nothing here.
+    known = {scope.value: scope for scope in Scope}
+    return replace(key, digest=bytes(key.digest), scopes=frozenset(known[s] for s in row[3] if s in known))

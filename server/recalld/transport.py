@@ -1,0 +1,66 @@
+"""What gRPC is told about connections: limits, keepalive, and certificates."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import grpc
+
+from recalld.access.certificates import Certificates, watch_certificates
+from recalld.access.files import Watched
+from recalld.limits import MAX_CALL_METADATA_BYTES, MAX_REQUEST_BYTES
+from recalld.settings import Settings
+
+_OPTIONS: Final = [
+    # Two servers on one port would share its connections silently.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    # Between the first and the second a call would be turned away at random.
+    ("grpc.max_metadata_size", MAX_CALL_METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", MAX_CALL_METADATA_BYTES),
+    # Clients may ping this often, also between calls, to keep a connection open through a NAT or balancer; by default
+    # gRPC cuts off whoever pings more than once in 5 minutes.
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # Finds clients that vanished without a word, and with them the streams that they left open.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+]
+
+
+def options(settings: Settings) -> list[tuple[str, int]]:
+    """The options of the gRPC server."""
+    return [*_OPTIONS, ("grpc.max_concurrent_streams", settings.max_calls_per_connection)]
+
+
+def listen(server: grpc.Server, settings: Settings) -> int:
+    """Has the server listen, with TLS if there are certificates, and returns its port.
+
+    Raises FileError, and RuntimeError when the address cannot be had.
+    """
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return server.add_insecure_port(settings.listen)
+    certificates = watch_certificates(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    return server.add_secure_port(settings.listen, _credentials(certificates))
+
+
+def _credentials(watched: Watched[Certificates]) -> grpc.ServerCredentials:
+    """TLS with the certificates of the moment: gRPC asks for them at each handshake."""
+    current = watched.get()
+
+    def newer() -> Any:  # None for no change, which the types of grpc leave out
+        nonlocal current
+        latest = watched.get()
+        if latest is current:
+            return None
+        current = latest
+        return _configuration(latest)
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(current), newer, require_client_authentication=current.client_ca is not None
+    )
+
+
+def _configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:
+    pair = (certificates.key, certificates.chain)
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=certificates.client_ca)
