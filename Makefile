@@ -2,18 +2,24 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
+SECONDS ?= 600
 ARGS ?=
 
 BIN := .venv/bin
 PROTOS := $(wildcard protos/recall/v1/*.proto)
 INSTALLED := .venv/.installed
 
-# Writes the stubs of every proto below the directory $(1).
+# Where there is Go to build it. Elsewhere the tests that call it are skipped, and say so.
+GRPCURL_VERSION := v1.9.4
+LOCAL_GRPCURL := $(if $(shell command -v go 2>/dev/null),.tools/grpcurl)
+
+# Writes the stubs of every proto below the directory $(1), and the service config beside them.
 protoc = PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=protos \
-	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS)
+	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS) && \
+	cp protos/recall/v1/service_config.json $(1)/recall/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint types format generate verify check clean
+.PHONY: help install run test fuzz grpcurl interop lint types format generate stubs docs verify breaking released check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,8 +35,21 @@ $(INSTALLED): pyproject.toml constraints.txt
 run: $(INSTALLED) ## Serve on 127.0.0.1:50051 with an embedded Postgres (ARGS="--listen :0" passes options)
 	@exec $(BIN)/recalld serve $(ARGS)
 
-test: $(INSTALLED) ## Run every test (WORKERS=0 in one process, ARGS="-k purge" passes options)
+test: $(INSTALLED) $(LOCAL_GRPCURL) ## Run every test (WORKERS=0 in one process, ARGS="-k purge" passes options)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+fuzz: $(INSTALLED) ## Throw hostile input at the server for SECONDS=600, other input each time
+	@end=$$(($$(date +%s) + $(SECONDS))); while [ $$(date +%s) -lt $$end ]; do \
+	FUZZ_FACTOR=20 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz $(ARGS) || exit 1; done
+
+grpcurl: .tools/grpcurl ## Install grpcurl in .tools, which takes Go; `make test` does so where there is Go
+
+.tools/grpcurl: Makefile
+	GOBIN="$$PWD/.tools" go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION)
+	@touch $@
+
+interop: $(INSTALLED) ## Run the clients of tests/interop in every language whose tools are here (ARGS="-k go" chooses)
+	$(BIN)/python -m pytest -m interop $(ARGS)
 
 lint: $(INSTALLED) ## Check style and formatting
 	$(BIN)/ruff check
@@ -47,14 +66,30 @@ format: $(INSTALLED) ## Format the Python files and the protos
 generate: $(INSTALLED) ## Write generated/ from protos/
 	$(call protoc,generated)
 
-verify: $(INSTALLED) ## Check the protos, and that generated/ is what they generate
+# LANG is also the shell's locale, which no program should take for `go`.
+stubs: $(INSTALLED) ## Write stubs for another program (LANG=go|java|python|rust|typescript|csharp OUT=directory)
+	@LANG=C.UTF-8 PYTHON="$(abspath $(BIN))/python" protos/stubs.sh "$(LANG)" "$(OUT)"
+
+docs: $(INSTALLED) ## Write docs/api.md from the comments of protos/
+	$(BIN)/python protos/reference.py > docs/api.md
+
+verify: $(INSTALLED) ## Check the protos, and that generated/ and docs/api.md are what they make
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call protoc,"$$fresh") && \
 	diff -r -x py.typed -x __pycache__ "$$fresh" generated || { echo "generated/ is stale: make generate" >&2; exit 1; }
+	@$(BIN)/python protos/reference.py | diff docs/api.md - || { echo "docs/api.md is stale: make docs" >&2; exit 1; }
 
-check: lint types verify ## Everything but the tests
+breaking: $(INSTALLED) ## Check that the protos break no client of a released version
+	@for released in protos/released/*.binpb; do $(BIN)/buf breaking --against "$$released" || exit 1; done
+
+released: $(INSTALLED) ## Keep the protos as those of the version in recalld/__init__.py: part of every release
+	@image=protos/released/v$$($(BIN)/python -c 'import recalld; print(recalld.__version__)').binpb; \
+	test ! -e "$$image" || { echo "$$image is there, and a release does not change" >&2; exit 1; }; \
+	$(BIN)/buf build --exclude-source-info -o "$$image" && echo "$$image"
+
+check: lint types verify breaking ## Everything but the tests
 
 clean: ## Remove what the other targets made, .venv too
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist .tools tests/interop/.build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -12,6 +12,11 @@ def main() -> None:
         from recalld.cli import run
 
         status = run(sys.argv[1:])
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] in ("recall", "recalld"):
+            raise
+        print(f"recalld: {error.name} is missing; to run the service: pip install 'recalld[server]'", file=sys.stderr)
+        status = 2
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)

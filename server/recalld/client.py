@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self
 from uuid import uuid4
 
 import grpc
@@ -34,16 +35,14 @@ if TYPE_CHECKING:
     from recall.v1.session_pb2_grpc import SessionServiceAsyncStub
     from recall.v1.user_pb2_grpc import UserServiceAsyncStub
 
-_Request = TypeVar("_Request")
-_Metadata = tuple[tuple[str, str | bytes], ...]
+File = str | os.PathLike[str]
+ApiKey = str | Callable[[], str]
 
 _OPTIONS: Final[Mapping[str, int]] = {
     "grpc.enable_retries": 1,
-    # The largest request, and room for its framing. What does not fit the buffer is not repeated, by default above
-    # 256 KiB.
-    "grpc.per_rpc_retry_buffer_size": 5 * 1024 * 1024,
-    # A request that the server would refuse for its size fails here, rather than there and up to five times.
-    "grpc.max_send_message_length": 4 * 1024 * 1024,
+    # Room for the largest request, 4 MiB, and its metadata: gRPC repeats only what fits, by default up to 256 KiB. What
+    # is much too large for the server does not fit either, and fails at once.
+    "grpc.per_rpc_retry_buffer_size": 4 * 1024 * 1024 + 16 * 1024,
     # Finds a server that vanished without a word, also while a stream is silent or nothing is asked. The server permits
     # a ping in 10 seconds.
     "grpc.keepalive_time_ms": 60_000,
@@ -53,6 +52,12 @@ _OPTIONS: Final[Mapping[str, int]] = {
     # By default a client may wait two minutes before it notices that a server is back.
     "grpc.max_reconnect_backoff_ms": 5_000,
 }
+
+# What RFC 6750 lets a bearer token have.
+_KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
+
+_SCHEME: Final = re.compile(r"\A(dns:(///)?|ipv4:|ipv6:)")
+_ADDRESS: Final = re.compile(r"(\[(?P<ipv6>[^]]+)\]|(?P<host>[^:]+))(:\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,9 @@ class Tls:
         key: the private key of `cert`.
     """
 
-    ca: str | os.PathLike[str] | None = None
-    cert: str | os.PathLike[str] | None = None
-    key: str | os.PathLike[str] | None = None
+    ca: File | None = None
+    cert: File | None = None
+    key: File | None = None
 
     def __post_init__(self) -> None:
         if (self.cert is None) != (self.key is None):
@@ -75,7 +80,9 @@ class Tls:
 
     def credentials(self) -> grpc.ChannelCredentials:
         """The files' contents, as gRPC takes them. Raises OSError."""
-        ca, key, cert = (Path(file).read_bytes() if file is not None else None for file in (self.ca, self.key, self.cert))
+        ca, key, cert = (
+            Path(file).read_bytes() if file is not None else None for file in (self.ca, self.key, self.cert)
+        )
         return grpc.ssl_channel_credentials(ca, key, cert)
 
 
@@ -128,20 +135,24 @@ class AsyncClient:
 def connect(
     target: str,
     *,
-    api_key: str | None = None,
-    tls: bool | str | os.PathLike[str] | Tls = False,
+    api_key: ApiKey | None = None,
+    tls: bool | File | Tls = False,
+    timeout: float = 10,
     send_key_in_plaintext: bool = False,
     options: Sequence[tuple[str, Any]] = (),
 ) -> Client:
     """A client of the server at `target`. It connects with its first call.
 
-    Calls are repeated as `service_config` says: reads, and AddMemory, which gets a request_id if it has neither that nor
-    a message_id. A call without a timeout of its own has the 30 seconds of the service config, a stream none.
+    Calls are repeated as `service_config` says: reads, and AddMemory, which gets a request_id if it has neither that
+    nor a message_id. A deadline covers all attempts, and the server stops working on a call when it has passed.
 
     Args:
         target: HOST:PORT, or another name that gRPC can resolve.
-        api_key: an API key or a token, sent with every call as `authorization: Bearer …`.
+        api_key: an API key or a token, sent with every call as `authorization: Bearer …`; or a function that is asked
+            for it at each call, on the caller's thread, for tokens that are renewed. It must not block for long.
         tls: True trusts the roots that gRPC comes with, a path the certificates in that file, `Tls` says more.
+        timeout: seconds for a call that names none; a stream that names none has no deadline. No call but a stream may
+            take longer than the 30 seconds of the service config, whatever it names.
         send_key_in_plaintext: permits an api_key without TLS to a host that is not this one: whoever sees the traffic
             has the key.
         options: further channel options, which go before those set here.
@@ -156,14 +167,15 @@ def connect(
         if credentials is None
         else grpc.secure_channel(target, credentials, chosen)
     )
-    return Client(grpc.intercept_channel(channel, _Interceptor(api_key)))
+    return Client(grpc.intercept_channel(channel, _Interceptor(api_key, timeout)))
 
 
 def connect_async(
     target: str,
     *,
-    api_key: str | None = None,
-    tls: bool | str | os.PathLike[str] | Tls = False,
+    api_key: ApiKey | None = None,
+    tls: bool | File | Tls = False,
+    timeout: float = 10,
     send_key_in_plaintext: bool = False,
     options: Sequence[tuple[str, Any]] = (),
 ) -> AsyncClient:
@@ -171,7 +183,7 @@ def connect_async(
     _check(target, api_key, tls, send_key_in_plaintext)
     chosen = channel_options(target, options)
     credentials = _credentials(tls)
-    interceptors = [_AsyncUnaryInterceptor(api_key), _AsyncStreamInterceptor(api_key)]
+    interceptors = [_AsyncUnaryInterceptor(api_key, timeout), _AsyncStreamInterceptor(api_key)]
     channel = (
         grpc.aio.insecure_channel(target, chosen, interceptors=interceptors)
         if credentials is None
@@ -193,15 +205,59 @@ def channel_options(target: str, options: Sequence[tuple[str, Any]] = ()) -> lis
     return [*(chosen | dict(options)).items()]
 
 
+# --- errors
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a call failed, beyond its status code.
+
+    Attributes:
+        reason: what to switch on, such as SESSION_NOT_FOUND; empty when the error does not come from recalld itself,
+            but from gRPC or from what is between.
+        metadata: facts that a program may act on, such as the `last_seq` of SEQ_MISMATCH.
+        fields: what is wrong with the request, by the path of the field.
+        retry_after: seconds after which the call is worth repeating; None when it is not, or nobody knows.
+    """
+
+    reason: str
+    metadata: Mapping[str, str]
+    fields: Mapping[str, str]
+    retry_after: float | None
+
+
+def reason_of(error: grpc.RpcError) -> Reason:
+    """What the google.rpc.Status in an error of a call says."""
+    info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    retry_after = None
+    status = rpc_status.from_call(error)
+    for detail in status.details if status is not None else ():
+        if detail.Unpack(retry):
+            retry_after = retry.retry_delay.ToTimedelta().total_seconds()
+        elif not detail.Unpack(info):
+            detail.Unpack(request)
+    fields = {violation.field: violation.description for violation in request.field_violations}
+    return Reason(info.reason, dict(info.metadata), fields, retry_after)
+
+
 # --- credentials
 
 
-def _check(target: str, api_key: str | None, tls: object, send_key_in_plaintext: bool) -> None:
-    if api_key is not None and not tls and not send_key_in_plaintext and not _is_local(target):
+def _check(target: str, api_key: ApiKey | None, tls: bool | File | Tls, send_key_in_plaintext: bool) -> None:
+    if isinstance(api_key, str):
+        _bearer(api_key)
+    if api_key is not None and tls is False and not send_key_in_plaintext and not _is_local(target):
         raise ValueError(f"the key would travel in plaintext to {target}: pass tls, or send_key_in_plaintext=True")
 
 
-def _credentials(tls: bool | str | os.PathLike[str] | Tls) -> grpc.ChannelCredentials | None:
+def _bearer(key: str) -> tuple[str, str]:
+    """The key as metadata. Raises ValueError; gRPC itself would quote the key in its complaint."""
+    if not _KEY.fullmatch(key):
+        raise ValueError("the api_key is empty, or has characters that keys and tokens do not have, such as a newline")
+    return ("authorization", f"Bearer {key}")
+
+
+def _credentials(tls: bool | File | Tls) -> grpc.ChannelCredentials | None:
     if isinstance(tls, bool):
         return Tls().credentials() if tls else None
     return (tls if isinstance(tls, Tls) else Tls(ca=tls)).credentials()
@@ -211,20 +267,15 @@ def _is_local(target: str) -> bool:
     """Whether the target is this host beyond doubt: a loopback address, `localhost`, or a Unix socket."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True
-    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
-        if target.startswith(scheme):
-            target = target.removeprefix(scheme)
-            break
-    return all(_is_loopback(address) for address in target.split(","))
+    addresses = _SCHEME.sub("", target).split(",")
+    return all(_is_loopback(address) for address in addresses)
 
 
 def _is_loopback(address: str) -> bool:
-    if address.startswith("["):
-        host = address[1:].partition("]")[0]
-    elif address.count(":") > 1:  # IPv6 without a port
-        host = address
-    else:
-        host = address.partition(":")[0]
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None:
+        return False
+    host = parts["ipv6"] or parts["host"]
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -234,14 +285,84 @@ def _is_loopback(address: str) -> bool:
 # --- what is done to every call
 
 
-class _CallDetails(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _CallDetails(grpc.ClientCallDetails):
+    """gRPC has no public class for this."""
+
     method: str
     timeout: float | None
-    metadata: _Metadata | None
+    metadata: tuple[tuple[str, str | bytes], ...] | None
     credentials: grpc.CallCredentials | None
     wait_for_ready: bool | None
     compression: grpc.Compression | None
 
 
-# gRPC looks for its class only to check types.
-grpc.ClientCallDetails.register(_CallDetails)
+class _Interceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    def __init__(self, api_key: ApiKey | None, timeout: float) -> None:
+        self._api_key = api_key
+        self._timeout = timeout
+
+    def intercept_unary_unary(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: grpc.ClientCallDetails, request: Any
+    ) -> Any:
+        timeout = self._timeout if client_call_details.timeout is None else client_call_details.timeout
+        return continuation(self._prepared(client_call_details, timeout), _repeatable(request))
+
+    def intercept_unary_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: grpc.ClientCallDetails, request: Any
+    ) -> Any:
+        return continuation(self._prepared(client_call_details, client_call_details.timeout), request)
+
+    def _prepared(self, call: grpc.ClientCallDetails, timeout: float | None) -> grpc.ClientCallDetails:
+        metadata = (*(call.metadata or ()), *_authorization(self._api_key))
+        return _CallDetails(call.method, timeout, metadata, call.credentials, call.wait_for_ready, call.compression)
+
+
+class _AsyncUnaryInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
+    def __init__(self, api_key: ApiKey | None, timeout: float) -> None:
+        self._api_key = api_key
+        self._timeout = timeout
+
+    async def intercept_unary_unary(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        timeout = self._timeout if client_call_details.timeout is None else client_call_details.timeout
+        prepared = _async_prepared(client_call_details, timeout, self._api_key)
+        return await continuation(prepared, _repeatable(request))
+
+
+# One class for both kinds would be taken for the first of them only.
+class _AsyncStreamInterceptor(grpc.aio.UnaryStreamClientInterceptor):
+    def __init__(self, api_key: ApiKey | None) -> None:
+        self._api_key = api_key
+
+    async def intercept_unary_stream(
+        self, continuation: Callable[[Any, Any], Any], client_call_details: grpc.aio.ClientCallDetails, request: Any
+    ) -> Any:
+        prepared = _async_prepared(client_call_details, client_call_details.timeout, self._api_key)
+        return await continuation(prepared, request)
+
+
+def _async_prepared(
+    call: grpc.aio.ClientCallDetails, timeout: float | None, api_key: ApiKey | None
+) -> grpc.aio.ClientCallDetails:
+    metadata = grpc.aio.Metadata(*(call.metadata or ()), *_authorization(api_key))
+    return grpc.aio.ClientCallDetails(call.method, timeout, metadata, call.credentials, call.wait_for_ready)
+
+
+def _authorization(api_key: ApiKey | None) -> list[tuple[str, str]]:
+    if api_key is None:
+        return []
+    return [_bearer(api_key if isinstance(api_key, str) else api_key())]
+
+
+def _repeatable(request: Any) -> Any:
+    """The request; for an AddMemory that would be stored once per attempt, a copy with a request_id."""
+    if not isinstance(request, AddMemoryRequest) or request.request_id:
+        return request
+    if any(message.message_id for message in request.messages):
+        return request
+    copy = AddMemoryRequest()
+    copy.CopyFrom(request)
+    copy.request_id = str(uuid4())
+    return copy

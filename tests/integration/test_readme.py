@@ -2,19 +2,16 @@
 
 Each line of a sh block is followed by its answer, in comments. Times, ids made by the server, tokens, etags and scores
 differ from run to run: they must be there, whatever they are. At the start of a stream, "…" stands for all but its last
-answers. The grpcurl lines go through grpcurl where there is one (on PATH, or where GRPCURL says), and always through
-Python, by reflection and the JSON form of protobuf.
+answers. The grpcurl lines go through grpcurl where there is one (see tests/grpcurl.py), and always through Python, by
+reflection and the JSON form of protobuf.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -31,12 +28,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from recalld.app import Server
 from recalld.cli import run
+from tests import grpcurl
 from tests.integration.conftest import Client
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 ADDRESS = "127.0.0.1:50051"
-GRPCURL = os.environ.get("GRPCURL") or shutil.which("grpcurl")
-DEADLINE = 30.0  # seconds
 
 VARYING = re.compile(r"(\w+_)?(time|token|message_id|etag|score)")
 
@@ -133,8 +129,7 @@ def run_grpcurl(command: Command, address: str, ask: Ask) -> None:
 
 
 def ask_grpcurl(arguments: list[str]) -> str:
-    assert GRPCURL is not None
-    done = subprocess.run([GRPCURL, *arguments], capture_output=True, text=True, timeout=DEADLINE)
+    done = grpcurl.run_grpcurl(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -157,19 +152,16 @@ def ask_by_reflection(arguments: list[str]) -> str:
         path, send = f"/{service}/{name}", type(request).SerializeToString
         replies: list[Any]
         if described.server_streaming:
-            replies = list(channel.unary_stream(path, send, answer)(request, timeout=DEADLINE))
+            replies = list(channel.unary_stream(path, send, answer)(request, timeout=grpcurl.DEADLINE))
         else:
-            replies = [channel.unary_unary(path, send, answer)(request, timeout=DEADLINE)]
+            replies = [channel.unary_unary(path, send, answer)(request, timeout=grpcurl.DEADLINE)]
         return "\n".join(json_format.MessageToJson(reply, preserving_proto_field_name=True) for reply in replies)
 
 
-@pytest.fixture(params=["grpcurl", "reflection"])
+@pytest.fixture(params=[pytest.param(ask_grpcurl, marks=grpcurl.needs_grpcurl, id="grpcurl"), ask_by_reflection])
 def ask(request: pytest.FixtureRequest) -> Ask:
-    if request.param == "reflection":
-        return ask_by_reflection
-    if GRPCURL is None:
-        pytest.skip("no grpcurl on PATH or in GRPCURL")
-    return ask_grpcurl
+    way: Ask = request.param
+    return way
 
 
 @pytest.fixture

@@ -1,0 +1,6 @@
+#!/bin/sh
+# Compiles the program; build.rs writes the stubs.
+set -eu
+cd "$(dirname "$0")"
+
+cargo build --release --quiet --target-dir ../.build/rust
