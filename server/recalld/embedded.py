@@ -171,6 +171,9 @@ def _prefixes_kept_private(*paths: Path) -> Iterator[None]:
 def _database(server: PostgresServer) -> str:
     """Makes the database `recalld` when it is missing, and returns its URL."""
     import psycopg
+    from psycopg import sql
+
+    from recalld.storage.sql import statements
 
     host = quote(str(server.get_postmaster_info().socket_dir), safe="")
     try:
@@ -178,7 +181,7 @@ def _database(server: PostgresServer) -> str:
             psycopg.connect(f"postgresql://postgres@/postgres?host={host}", autocommit=True) as connection,
             suppress(psycopg.errors.DuplicateDatabase),
         ):
-            connection.execute(f"create database {DATABASE}")
+            connection.execute(sql.SQL(statements("schema")["create_database"]).format(name=sql.Identifier(DATABASE)))
     except psycopg.Error as error:
         raise EmbeddedPostgresError(f"Postgres does not answer: {' '.join(str(error).split())}") from error
     return f"postgresql://postgres@/{DATABASE}?host={host}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from recalld.access import Principal, parse_namespace, parse_scopes
@@ -40,9 +41,9 @@ def _read_certificates(cert_file: Path, key_file: Path, client_ca_file: Path | N
     certificate = _parse_chain(chain, cert_file)[0]
     try:
         private_key = load_pem_private_key(key, password=None)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, UnsupportedAlgorithm):
         raise FileError(f"{key_file} is not a private key in PEM without a password") from None
-    if private_key.public_key() != certificate.public_key():
+    if private_key.public_key() != _public_key(certificate, cert_file):
         raise FileError(f"{key_file} is not the key of the certificate in {cert_file}")
     if certificate.not_valid_after_utc <= datetime.now(UTC):
         log.warning("the certificate in %s expired at %s", cert_file, certificate.not_valid_after_utc)
@@ -58,6 +59,13 @@ def _parse_chain(chain: bytes, path: Path) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(chain)
     except ValueError:
         raise FileError(f"{path} holds no certificate in PEM") from None
+
+
+def _public_key(certificate: x509.Certificate, path: Path) -> object:
+    try:
+        return certificate.public_key()
+    except (ValueError, UnsupportedAlgorithm):
+        raise FileError(f"{path} holds a certificate for a key of an unknown kind") from None
 
 
 class Identities:
@@ -93,6 +101,9 @@ def _read_identities(path: Path) -> dict[str, Principal]:
 
 
 def _identity(name: str, entry: Any, path: Path) -> Principal:
+    if not name:
+        # gRPC reports a certificate without a common name as one whose common name is empty.
+        raise FileError(f"{path}: an entry needs a name")
     if not isinstance(entry, dict) or entry.keys() != _FIELDS or not isinstance(entry["scopes"], list):
         raise FileError(f'{path}: ["{name}"] must have a namespace and a list of scopes, and nothing else')
     try:

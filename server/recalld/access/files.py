@@ -16,7 +16,7 @@ T = TypeVar("T")
 # Seconds between two looks.
 _INTERVAL: Final = 1.0
 
-_Signature = list[tuple[int, int, int]]
+_Signature = list[tuple[int, ...]]
 
 
 class FileError(Exception):
@@ -83,9 +83,10 @@ def read_bytes(path: Path) -> bytes:
         raise FileError(f"cannot read {path}: {error.strerror}") from None
 
 
-def _signature(path: Path) -> tuple[int, int, int]:
+def _signature(path: Path) -> tuple[int, ...]:
     try:
         status = path.stat()
     except OSError:
-        return (0, 0, 0)
-    return (status.st_mtime_ns, status.st_ino, status.st_size)
+        return ()
+    # The ctime also tells of a chmod that makes a file readable, and of a copy that keeps the mtime.
+    return (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)

@@ -9,7 +9,7 @@ from typing import Final
 
 from recalld.errors import QuotaExceeded
 
-# Namespaces whose use is kept in mind; those that have not called for a second need not be.
+# Namespaces whose use is kept in mind, though more when more call at once.
 _MOST_KNOWN: Final = 10_000
 
 # Seconds after which a call that found too many others in progress may try again.
@@ -39,6 +39,8 @@ class Quotas:
     def __init__(self, rate: float, concurrency: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate = rate
         self._burst = max(rate, 1.0)
+        # Seconds after which an empty bucket is full again.
+        self._refill = self._burst / rate if rate else 0.0
         self._concurrency = concurrency
         self._clock = clock
         self._uses: dict[str, _Use] = {}
@@ -70,8 +72,8 @@ class Quotas:
 
     def _new(self, namespace: str, now: float) -> _Use:
         if len(self._uses) >= _MOST_KNOWN:
-            # What these have left in their buckets is full again by now, or nearly.
-            idle = [name for name, use in self._uses.items() if not use.calls and now - use.time >= 1]
+            # These are as if they had never called.
+            idle = [name for name, use in self._uses.items() if not use.calls and now - use.time >= self._refill]
             for name in idle:
                 del self._uses[name]
         use = self._uses[namespace] = _Use(self._burst, now)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -172,26 +173,28 @@ def _words(value: object) -> Sequence[object]:
 def _read_pem(path: Path) -> _Keys:
     try:
         key = load_pem_public_key(read_bytes(path))
-    except ValueError:
+    except (ValueError, UnsupportedAlgorithm):
         raise FileError(f"{path} is not a public key in PEM") from None
     return {None: _fit(key, path)}
 
 
 def _read_jwks(path: Path) -> _Keys:
     try:
-        documents = json.loads(read_bytes(path))["keys"]
-        keys = {document.get("kid"): _fit(_from_jwk(document), path) for document in documents}
-    except (ValueError, TypeError, KeyError, AttributeError, jwt.PyJWTError):
+        # What an issuer publishes may hold keys for other purposes too.
+        documents = [document for document in json.loads(read_bytes(path))["keys"] if _verifies(document)]
+        keys = {document.get("kid"): _fit(jwt.PyJWK(document).key, path) for document in documents}
+    except (ValueError, TypeError, KeyError, AttributeError, jwt.PyJWTError, UnsupportedAlgorithm):
         raise FileError(f"{path} is not a JSON Web Key Set of public keys for RS256 and ES256") from None
     if not keys or len(keys) != len(documents):
         raise FileError(f"{path} holds no key, or two of the same kid")
     return keys
 
 
-def _from_jwk(document: dict[str, Any]) -> object:
-    if document.get("use", "sig") != "sig" or "d" in document:
-        raise ValueError("not a public key to verify with")
-    return jwt.PyJWK(document).key
+def _verifies(document: dict[str, Any]) -> bool:
+    """Whether a JSON Web Key is meant for signatures that are accepted here. Raises ValueError for a private one."""
+    if "d" in document:
+        raise ValueError("a private key")
+    return document.get("use", "sig") == "sig" and document.get("alg", "RS256") in ("RS256", "ES256")
 
 
 def _fit(key: object, path: Path) -> _Key:

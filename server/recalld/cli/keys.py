@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from recalld.storage.api_keys import ApiKeyRegistry
 
 _SCOPES: Final = ["read", "write", "admin"]
+_LONGEST: Final = timedelta(days=36500)
 _COLUMNS: Final = ["Key", "Namespace", "Scopes", "Name", "State", "Created", "Expires"]
 
 
@@ -47,18 +48,25 @@ def create(
     """Make a key, and print it: only now, for what is stored is a hash of it."""
     from recalld.access import parse_namespace, parse_scopes
     from recalld.errors import InvalidField
+    from recalld.limits import MAX_NAME_CHARACTERS
 
-    if (replace is None) == (namespace is None or not scopes) or (replace and (namespace or scopes or name)):
+    described = namespace is not None or bool(scopes) or bool(name)
+    if described if replace is not None else namespace is None or not scopes:
         raise click.UsageError("give --namespace and at least one --scope, or --replace without them")
     try:
-        chosen = parse_namespace(namespace) if namespace else ""
+        chosen = "" if namespace is None else parse_namespace(namespace)
     except InvalidField as error:
         raise click.UsageError(f"--namespace: {error.description}") from None
+    if len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
+        raise click.UsageError(f"--name: must have at most {MAX_NAME_CHARACTERS} characters, all of them visible")
+    for option, duration in (("--expires", expires), ("--overlap", overlap)):
+        if duration and duration > _LONGEST:
+            raise click.UsageError(f"{option}: must be at most {format_duration(_LONGEST)}")
     with _registry(settings) as registry:
         key = (
-            registry.replace(replace, overlap, expires)
-            if replace
-            else registry.create(chosen, parse_scopes(scopes), name, expires)
+            registry.create(chosen, parse_scopes(scopes), name, expires)
+            if replace is None
+            else registry.replace(replace, overlap, expires)
         )
     click.echo(key.text)
     if replace:

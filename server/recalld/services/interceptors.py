@@ -38,6 +38,7 @@ def interceptors(
         answer_errors,
         admitting(admission),
         sharing(quotas, most_streams),
+        refuse_undecodable,
         functools.partial(end_streams, draining),
     ]
     return [HandlerInterceptor(wrap) for wrap in wraps]
@@ -72,7 +73,7 @@ def unary_answering_errors(behaviour: Behaviour) -> Behaviour:
     @functools.wraps(behaviour)
     def answer(request: Any, context: grpc.ServicerContext) -> Any:
         try:
-            return behaviour(_decoded(request), context)
+            return behaviour(request, context)
         except Exception as error:
             _abort(context, error)
 
@@ -85,17 +86,28 @@ def stream_answering_errors(behaviour: Behaviour) -> Behaviour:
     @functools.wraps(behaviour)
     def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
         try:
-            yield from behaviour(_decoded(request), context)
+            yield from behaviour(request, context)
         except Exception as error:
             _abort(context, error)
 
     return answer
 
 
-def _decoded(request: Any) -> Any:
-    if isinstance(request, _Undecodable):
-        raise InvalidField("request", "is not a message of the method's request type")
-    return request
+def refuse_undecodable(_method: str, handler: Handler) -> Handler:
+    """The handler, which never sees a request that `answer_errors` could not decode.
+
+    Apart from that, so that who may not call learns nothing else.
+    """
+
+    def wrap(behaviour: Behaviour) -> Behaviour:
+        def answer(request: Any, context: grpc.ServicerContext) -> Any:
+            if isinstance(request, _Undecodable):
+                raise InvalidField("request", "is not a message of the method's request type")
+            return behaviour(request, context)
+
+        return answer
+
+    return rewrapped(handler, wrap, wrap)
 
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:

@@ -95,6 +95,8 @@ def open_registry(url: str) -> Iterator[ApiKeyRegistry]:
         raise ApiKeyError("the database's role may not do that: take the one of `recalld migrate`") from None
     except psycopg.OperationalError as error:
         raise StorageUnavailable from error
+    except psycopg.Error as error:
+        raise ApiKeyError(" ".join(str(error).split())) from error
 
 
 def _key(row: tuple[Any, ...]) -> ApiKey:

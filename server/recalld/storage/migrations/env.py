@@ -9,6 +9,10 @@ from __future__ import annotations
 from alembic import context
 from sqlalchemy import text
 
+from recalld.storage.sql import statements
+
+_SQL = statements("schema")
+
 attributes = context.config.attributes
 connection = attributes["connection"]
 
@@ -19,6 +23,6 @@ context.configure(
 )
 
 with context.begin_transaction():
-    connection.execute(text("select pg_advisory_xact_lock(hashtextextended('recalld.migrate', 0))"))
-    connection.execute(text("create schema if not exists recalld"))
+    connection.execute(text(_SQL["lock_migrations"]))
+    connection.execute(text(_SQL["create_schema"]))
     context.run_migrations()

@@ -1,6 +1,15 @@
 -- name: ping
 select
 
+-- name: create_database
+create database {name}
+
+-- name: lock_migrations
+select pg_advisory_xact_lock(hashtextextended('recalld.migrate', 0))
+
+-- name: create_schema
+create schema if not exists recalld
+
 -- name: revision
 select version_num from recalld.alembic_version
 
