@@ -12,9 +12,9 @@ use http_body::Frame;
 use http_body_util::{BodyExt, Full};
 use prost::bytes::Bytes;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout_at};
-use tonic::Status;
 use tonic::body::Body;
 use tonic::transport::Channel;
+use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
 
 use crate::service_config::{Attempts, ServiceConfig};
@@ -72,11 +72,14 @@ async fn attempt(
     message: Bytes,
     deadline: Instant,
 ) -> Result<Response<Body>, Status> {
-    // Rounded up: tonic watches this header too, but says CANCELLED when the time is over.
+    // Rounded up, for tonic watches this header too, and says CANCELLED when the time is over.
     let milliseconds = (deadline - Instant::now()).as_millis() + 1;
     head.headers.insert("grpc-timeout", format!("{milliseconds}m").parse().expect("digits and a letter"));
     let request = Request::from_parts(head, Body::new(Full::new(message)));
-    channel.oneshot(request).await.map_err(|error| Status::from_error(error.into()))
+    channel.oneshot(request).await.map_err(|error| match Instant::now() < deadline {
+        true => broken(Status::from_error(error.into())),
+        false => expired(),
+    })
 }
 
 impl Service<Request<Body>> for Calls {
@@ -110,12 +113,22 @@ impl http_body::Body for Timed {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let frame @ Poll::Ready(_) = Pin::new(&mut self.body).poll_frame(context) {
-            return frame;
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            return Poll::Ready(frame.map(|frame| frame.map_err(broken)));
         }
         ready!(self.deadline.as_mut().poll(context));
         Poll::Ready(Some(Err(expired())))
     }
+}
+
+/// The status of an error below gRPC. That of a broken connection is UNKNOWN in tonic, UNAVAILABLE everywhere else.
+fn broken(status: Status) -> Status {
+    if status.code() != Code::Unknown {
+        return status;
+    }
+    let mut unavailable = Status::unavailable("the connection is broken");
+    unavailable.set_source(Arc::new(status));
+    unavailable
 }
 
 fn expired() -> Status {

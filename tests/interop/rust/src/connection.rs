@@ -25,13 +25,13 @@ pub fn connect() -> Result<Recalld, Box<dyn Error>> {
     let target = required("RECALLD_TARGET")?;
     let endpoint = match variable("RECALLD_CA_FILE") {
         Some(ca_file) => {
-            let trusted = Certificate::from_pem(fs::read(ca_file)?);
+            let trusted = Certificate::from_pem(read(&ca_file)?);
             Endpoint::from_shared(format!("https://{target}"))?
                 .tls_config(ClientTlsConfig::new().ca_certificate(trusted))?
         }
         None => Endpoint::from_shared(format!("http://{target}"))?,
     };
-    let config: ServiceConfig = serde_json::from_slice(&fs::read(required("RECALLD_SERVICE_CONFIG")?)?)?;
+    let config: ServiceConfig = serde_json::from_str(&read(&required("RECALLD_SERVICE_CONFIG")?)?)?;
     let calls = Calls::new(endpoint.connect_lazy(), config, variable("RECALLD_API_KEY").as_deref())?;
     Ok(Recalld {
         sessions: SessionServiceClient::new(calls.clone()),
@@ -39,6 +39,10 @@ pub fn connect() -> Result<Recalld, Box<dyn Error>> {
         users: UserServiceClient::new(calls.clone()),
         admin: AdminServiceClient::new(calls),
     })
+}
+
+fn read(file: &str) -> Result<String, String> {
+    fs::read_to_string(file).map_err(|error| format!("{file}: {error}"))
 }
 
 fn required(name: &str) -> Result<String, String> {

@@ -14,7 +14,6 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 /// The stubs that build.rs writes.
-#[allow(clippy::doc_lazy_continuation)]
 mod stubs {
     tonic::include_proto!("recall.v1");
 }

@@ -111,7 +111,7 @@ async fn search(recalld: &mut Recalld) -> Seen {
     };
     let everywhere = found(recalld, umbrella).await?;
     let seen = json!({
-        "everywhere": everywhere.iter().filter_map(|result| result.message.as_ref()).map(shown::message).collect::<Value>(),
+        "everywhere": messages_of(&everywhere).map(shown::message).collect::<Value>(),
         "scores_positive": everywhere.iter().all(|result| result.score > 0.0),
         "of_user": seqs_of(&found(recalld, of_user.clone()).await?),
         "of_role": seqs_of(&found(recalld, of_role).await?),
@@ -292,7 +292,11 @@ async fn found(recalld: &mut Recalld, request: SearchMemoryRequest) -> Result<Ve
 }
 
 fn seqs_of(results: &[SearchResult]) -> Vec<String> {
-    seqs(results.iter().filter_map(|result| result.message.as_ref()).map(|message| message.seq))
+    seqs(messages_of(results).map(|message| message.seq))
+}
+
+fn messages_of(results: &[SearchResult]) -> impl Iterator<Item = &Message> {
+    results.iter().filter_map(|result| result.message.as_ref())
 }
 
 /// The session_ids of each page, to the last.
