@@ -8,11 +8,21 @@ from collections.abc import Iterator
 import pytest
 
 from recalld.storage import PostgresStore
-from tests.postgres import Databases, open_database, running_databases
+from tests.postgres import POOLER_VARIABLE, Databases, open_database, running_databases, version
 
 # A developer's own configuration must not reach the tests.
 for variable in [name for name in os.environ if name.startswith("RECALLD_")]:
     del os.environ[variable]
+
+if POOLER_VARIABLE in os.environ:
+    os.environ["RECALLD_POOLER"] = "true"
+
+# Read when gRPC is first used. Its handlers of fork() crash children of a busy process, which are only to exec().
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+
+def pytest_report_header() -> str:
+    return f"database: {version()}"
 
 
 @pytest.fixture(scope="session")

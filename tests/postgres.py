@@ -2,7 +2,8 @@
 
 With TEST_DATABASE_URL set, the databases are made on that server, whose user must be allowed to create them;
 else on a Postgres that comes in a wheel and is started in a temporary directory. One takes well under a second to
-start, so each pytest-xdist worker has its own.
+start, so each pytest-xdist worker has its own. TEST_POSTGRES names the directory of another Postgres's programs, to be
+started instead. With TEST_POOLER_URL set beside TEST_DATABASE_URL, tests reach that server through the pooler there.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ import psycopg
 from psycopg import sql
 
 from recalld.storage import Database, migrate
+from tests.faults.cluster import PROGRAMS_VARIABLE, cluster, run
 
 SERVER_VARIABLE = "TEST_DATABASE_URL"
+POOLER_VARIABLE = "TEST_POOLER_URL"
 LANGUAGE = "english"
 
 
@@ -29,19 +32,20 @@ class Databases:
 
     def __init__(self, server_url: str, template: str) -> None:
         self._server_url = server_url
+        self._given_url = os.environ.get(POOLER_VARIABLE, server_url)
         self._template = template
 
     @contextmanager
     def copy(self) -> Iterator[str]:
         """The URL of a migrated, empty database, which is dropped in the end, whoever is still connected."""
         with _database(self._server_url, template=self._template) as name:
-            yield url_of(self._server_url, name)
+            yield url_of(self._given_url, name)
 
     @contextmanager
     def empty(self) -> Iterator[str]:
         """The URL of a database without any schema, likewise dropped in the end."""
         with _database(self._server_url, template="template0") as name:
-            yield url_of(self._server_url, name)
+            yield url_of(self._given_url, name)
 
 
 @contextmanager
@@ -55,12 +59,23 @@ def running_databases() -> Iterator[Databases]:
 @contextmanager
 def open_database(url: str) -> Iterator[Database]:
     """The database as the server opens it, with limits that a test never meets unless something hangs."""
-    database = Database(url, size=8, timeout=5, statement_timeout=30)
+    database = Database(url, size=8, timeout=5, statement_timeout=30, pooler=POOLER_VARIABLE in os.environ)
     database.open()
     try:
         yield database
     finally:
         database.close()
+
+
+def version() -> str:
+    """What the tests' databases run on."""
+    given = os.environ.get(SERVER_VARIABLE)
+    if given is None:
+        return run("postgres", "--version").strip()
+    with psycopg.connect(given) as connection:
+        number = connection.info.server_version
+    through = ", through a pooler" if POOLER_VARIABLE in os.environ else ""
+    return f"postgres {number // 10000}.{number % 10000} of {SERVER_VARIABLE}{through}"
 
 
 def url_of(server_url: str, database: str) -> str:
@@ -71,6 +86,10 @@ def url_of(server_url: str, database: str) -> str:
 def _server() -> Iterator[str]:
     if given := os.environ.get(SERVER_VARIABLE):
         yield given
+        return
+    if os.environ.get(PROGRAMS_VARIABLE):
+        with cluster(max_connections="200") as made:
+            yield made.url
         return
     with warnings.catch_warnings():
         # Importing it complains when XDG_RUNTIME_DIR is unset, as in most containers.

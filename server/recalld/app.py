@@ -1,12 +1,9 @@
-"""The one place that puts the parts together: settings, storage, services, and the gRPC server around them."""
+"""The one place that puts the parts of a server together: settings, storage, services, and gRPC around them."""
 
 from __future__ import annotations
 
 import logging
-import signal
 import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final, Self
@@ -16,23 +13,29 @@ import psycopg
 from google.protobuf.internal import api_implementation
 from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
+from recalld import reflection, tracing
 from recalld.access import Authenticator
 from recalld.access.api_keys import ApiKey, ApiKeyAuthenticator
 from recalld.access.certificates import Identities
 from recalld.access.files import FileError
 from recalld.access.quotas import Quotas
 from recalld.access.tokens import Claims, token_authenticator
+from recalld.conflicts import check_serving
 from recalld.domain import Call
-from recalld.embedded import EmbeddedPostgresError, postgres
+from recalld.embedded import postgres
 from recalld.health import Health
+from recalld.metrics import Metrics
+from recalld.purging import LEASE_TTL, Purger
 from recalld.services import add_services
 from recalld.services.admission import Admission, CredentialAdmission
 from recalld.services.interceptors import interceptors
-from recalld.settings import Settings, check_serving
-from recalld.storage import ApiKeys, Database, PostgresStore, migrate
+from recalld.services.observing import observing
+from recalld.services.overload import MOST_REFUSALS, CallThreads, TurnAway
+from recalld.settings import Settings
+from recalld.storage import ApiKeys, Database, Lease, PostgresStore, check_schema, migrate
+from recalld.tracing import Tracing, TracingError
 from recalld.transport import listen, options
 
 log = logging.getLogger(__name__)
@@ -51,6 +54,9 @@ _BESIDE: Final = [
 # libpq that stops a statement without blocking, also on an encrypted connection.
 _LEAST_LIBPQ: Final = 170000
 
+# Seconds between two readings of what metrics cannot count.
+_SAMPLE_INTERVAL: Final = 1.0
+
 
 class StartError(Exception):
     """The server cannot run; the text says why, in one line."""
@@ -62,18 +68,23 @@ class Server:
     `start` and `stop`, or the server as a context manager. Health says SERVING as soon as the database answers.
 
     Args:
-        settings: with `database_url` it uses that Postgres, otherwise an embedded one in `data_dir`.
+        settings: with `database_url` it uses that Postgres, otherwise an embedded one in `data_dir`. How many `workers`
+            there are is not its business.
+        share_port: whether other processes may listen on the same port, as other workers do.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, share_port: bool = False) -> None:
         self._settings = settings
+        self._share_port = share_port
         self._closing = ExitStack()
         self._finished = threading.Event()
+        self._draining = threading.Event()
+        self._hurried = threading.Event()
         self._failure: Exception | None = None
         self._address: str | None = None
-        self._threads = ThreadPoolExecutor(settings.threads, thread_name_prefix="recalld-call")
         self._grpc: grpc.Server | None = None
         self._database: Database | None = None
+        self.metrics = Metrics()
 
     @property
     def address(self) -> str:
@@ -88,10 +99,11 @@ class Server:
         """
         _check_libraries()
         check_serving(self._settings)
-        server = self._grpc = self._listen()
         with self._closing:
+            traces = self._trace()
+            server = self._grpc = self._listen(traces)
             url = self._database_url()
-            self._serve(server, url)
+            self._serve(server, url, traces)
             self._closing = self._closing.pop_all()
 
     def stop(self) -> None:
@@ -116,7 +128,8 @@ class Server:
             raise self._failure
 
     def cancel_calls(self) -> None:
-        """Ends the grace of a `stop` that is under way on another thread."""
+        """Ends the delay and the grace of a `stop` that is under way on another thread."""
+        self._hurried.set()
         if self._grpc is not None:
             self._grpc.stop(None)
 
@@ -129,21 +142,36 @@ class Server:
     ) -> None:
         self.stop()
 
-    def _listen(self) -> grpc.Server:
-        settings = self._settings
-        host = settings.listen.rpartition(":")[0]
+    def _trace(self) -> Tracing | None:
         try:
-            server = grpc.server(
-                self._threads,
-                interceptors=interceptors(
-                    draining=self._finished.is_set,
-                    admission=self._admission(),
-                    quotas=Quotas(settings.rate_limit, settings.concurrency_limit),
-                    most_streams=settings.max_streams,
-                ),
-                options=options(settings),
-                maximum_concurrent_rpcs=settings.max_concurrent_calls,
+            traces = tracing.set_up()
+        except TracingError as error:
+            raise StartError(str(error)) from error
+        if traces is not None:
+            self._closing.callback(traces.close)
+        return traces
+
+    def _listen(self, traces: Tracing | None) -> grpc.Server:
+        settings = self._settings
+        threads = CallThreads(settings.max_concurrent_calls)
+        self._closing.callback(threads.shutdown, wait=False, cancel_futures=True)
+        turn_away = TurnAway(threads, self.metrics)
+        self._closing.callback(turn_away.close)
+        try:
+            around = interceptors(
+                observe=observing(self.metrics, traces and traces.call, log_calls=settings.log_calls),
+                admission=self._admission(),
+                quotas=Quotas(settings.rate_limit, settings.concurrency_limit),
+                most_streams=settings.max_streams or max(1, settings.max_concurrent_calls // 2),
+                draining=self._draining.is_set,
             )
+            server = grpc.server(
+                threads,
+                interceptors=[turn_away, *around],
+                options=options(settings, share_port=self._share_port),
+                maximum_concurrent_rpcs=settings.max_concurrent_calls + MOST_REFUSALS,
+            )
+            host = settings.listen.rpartition(":")[0]
             self._address = f"{host}:{listen(server, settings)}"
         except FileError as error:
             raise StartError(str(error)) from error
@@ -181,73 +209,68 @@ class Server:
             return self._settings.database_url.get_secret_value()
         return self._closing.enter_context(postgres(self._settings.data_dir))
 
-    def _serve(self, server: grpc.Server, url: str) -> None:
+    def _serve(self, server: grpc.Server, url: str, traces: Tracing | None) -> None:
         settings = self._settings
         database = self._database = Database(
             url,
             size=settings.pool_size,
             timeout=settings.pool_timeout.total_seconds(),
             statement_timeout=settings.statement_timeout.total_seconds(),
+            lock_timeout=settings.lock_timeout.total_seconds(),
+            pooler=settings.pooler,
+            span=traces and traces.statement,
         )
 
         def prepare() -> None:
-            if settings.migrate:
-                for step in migrate(url, settings.search_language):
-                    log.info("migrated: %s", step)
+            # Migrating needs a session of its own, for its lock and its settings, and a pooler gives none.
+            if settings.pooler or not settings.migrate:
+                check_schema(url)
+                return
+            for step in migrate(url, settings.search_language):
+                log.info("migrated: %s", step)
 
+        store = PostgresStore(database)
         health = Health(_API, prepare=prepare, ping=database.ping, fail=self.finish)
 
-        add_services(server, PostgresStore(database), settings.retention)
+        add_services(server, store, settings.retention)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
         if settings.on_loopback if settings.reflection is None else settings.reflection:
-            reflection.enable_server_reflection([*_API, *_BESIDE], server)
+            reflection.enable_reflection([*_API, *_BESIDE], server)
             channelz.add_channelz_servicer(server)
 
         # Undone in the reverse order.
         database.open()
         self._closing.callback(database.close)
+        if settings.purge_interval:
+            lease = Lease(database, "purge", LEASE_TTL)
+            purger = Purger(
+                store,
+                lease,
+                lambda: database.usage().waiting > 0,
+                settings.retention,
+                settings.purge_interval,
+                self.metrics,
+            )
+            purger.start()
+            self._closing.callback(purger.stop)
         server.start()
         self._closing.callback(self._drain, server)
+        self._closing.callback(self._hurried.wait, settings.shutdown_delay.total_seconds())
         health.start()
         self._closing.callback(health.stop)
+        threading.Thread(target=self._sample, args=(database, health), name="recalld-sample", daemon=True).start()
 
     def _drain(self, server: grpc.Server) -> None:
+        self._draining.set()
         server.stop(self._settings.shutdown_grace.total_seconds()).wait()
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
-
-def serve(settings: Settings, started: Callable[[Server], None]) -> None:
-    """Runs a server until SIGTERM or SIGINT; a second one cancels the calls that are still in progress.
-
-    The signals are blocked rather than handled, in every thread, and in the programs that start and stop the embedded
-    Postgres, since Ctrl-C goes to all processes of a terminal. One thread waits for them.
-
-    Args:
-        settings: of the server.
-        started: called once it listens.
-
-    Raises SettingsError, StartError, EmbeddedPostgresError, MigrationError.
-    """
-    stop_signals = {signal.SIGINT, signal.SIGTERM}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
-    server = Server(settings)
-
-    def obey_signals() -> None:
-        received = signal.sigwait(stop_signals)
-        server.finish()
-        log.info("stopping on %s", signal.Signals(received).name)
-        signal.sigwait(stop_signals)
-        server.cancel_calls()
-
-    threading.Thread(target=obey_signals, name="recalld-signals", daemon=True).start()
-    try:
-        with server:
-            started(server)
-            server.wait()
-    except EmbeddedPostgresError:
-        if not server.finished:  # otherwise Ctrl-C interrupted initdb, which leaves nothing behind
-            raise
-    log.info("stopped")
+    def _sample(self, database: Database, health: Health) -> None:
+        while not self._finished.wait(_SAMPLE_INTERVAL):
+            usage = database.usage()
+            self.metrics.pool_connections.labels("lent").set(usage.lent)
+            self.metrics.pool_connections.labels("idle").set(max(0, usage.connections - usage.lent))
+            self.metrics.pool_waiting.set(usage.waiting)
+            self.metrics.database_up.set(health.serving)
 
 
 def _check_libraries() -> None:

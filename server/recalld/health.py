@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from itertools import chain, repeat
 from typing import Final
 
-from grpc_health.v1.health import OVERALL_HEALTH, HealthServicer
+from grpc_health.v1.health import OVERALL_HEALTH, SERVICE_NAME, HealthServicer
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from recalld.errors import StorageUnavailable
@@ -22,7 +22,7 @@ _PING_INTERVAL: Final = 0.5
 _ANSWER_LIFETIME: Final = 2.0
 
 # Seconds between attempts to reach the database at start; the last one repeats.
-_BACKOFF: Final = (0.5, 1.0, 2.0, 4.0)
+_BACKOFF: Final = (0.5, 1.0, 2.0)
 
 
 class Health:
@@ -45,6 +45,8 @@ class Health:
     ) -> None:
         # Non-blocking: an open Watch holds no thread.
         self.servicer = HealthServicer(experimental_non_blocking=True)
+        # For those who ask whether the process lives: it need not be restarted because the database is away.
+        self.servicer.set(SERVICE_NAME, HealthCheckResponse.SERVING)
         self._services = (OVERALL_HEALTH, *services)
         self._prepare = prepare
         self._ping = ping
@@ -53,6 +55,11 @@ class Health:
         self._last_answer = float("-inf")
         self._serving = False
         self._publish()
+
+    @property
+    def serving(self) -> bool:
+        """Whether the database answers."""
+        return self._serving
 
     def start(self) -> None:
         """Starts to watch the database. Its threads are daemons: a ping of a frozen database can outlive `stop`."""

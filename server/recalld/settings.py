@@ -23,6 +23,9 @@ from recalld.limits import DEFAULT_RETENTION, LEAST_SECRET_BYTES
 
 PREFIX: Final = "RECALLD_"
 
+# Not a setting of a server: the credential of a command that asks one.
+API_KEY: Final = f"{PREFIX}API_KEY"
+
 _UNITS: Final = {
     "d": timedelta(days=1),
     "h": timedelta(hours=1),
@@ -36,15 +39,6 @@ _HIGHEST_PORT: Final = 65535
 
 # What of a libpq connection string may be shown: the rest is secret, or says nothing about where the data is.
 _SHOWN: Final = ("service", "user", "host", "hostaddr", "port", "dbname")
-
-
-# Settings that mean nothing without another.
-_NEEDED: Final = {
-    "tls_cert_file": "tls_key_file",
-    "tls_key_file": "tls_cert_file",
-    "tls_client_ca_file": "tls_cert_file",
-    "tls_identities_file": "tls_client_ca_file",
-}
 
 
 class SettingsError(Exception):
@@ -80,6 +74,10 @@ def _address(value: str) -> str:
     if match is None or int(match[2]) > _HIGHEST_PORT:
         raise ValueError("Input should be HOST:PORT, such as 127.0.0.1:50051, [::1]:50051 or :0")
     return f"{match[1] or '127.0.0.1'}:{match[2]}"
+
+
+def _optional_address(value: str | None) -> str | None:
+    return None if value is None else _address(value)
 
 
 def _directory(path: Path) -> Path:
@@ -142,6 +140,12 @@ class Settings(BaseSettings):
         Unix("recalld").user_data_path,
         description="Directory of the embedded Postgres. Not used with database_url.",
     )
+    workers: int = Field(
+        1,
+        gt=0,
+        le=256,
+        description="Processes that serve, each with a pool and limits of its own. Python uses about one core in each.",
+    )
     migrate: bool = Field(True, description="Whether to bring the database's schema up to date at start.")
     search_language: str = Field(
         "english",
@@ -153,6 +157,12 @@ class Settings(BaseSettings):
         ge=timedelta(0),
         le=timedelta(days=36500),
         description="How long deleted data is kept before a purge may remove it.",
+    )
+    purge_interval: Duration = Field(
+        timedelta(hours=1),
+        ge=timedelta(0),
+        le=timedelta(days=365),
+        description="How long after a purge the next one is due, in one server for all. 0: only on request.",
     )
     pool_size: int = Field(8, gt=0, le=1000, description="Database connections, at most.")
     pool_timeout: Duration = Field(
@@ -167,21 +177,30 @@ class Settings(BaseSettings):
         le=timedelta(days=1),
         description="How long one SQL statement may take, whatever the call's deadline.",
     )
-    threads: int = Field(128, gt=0, le=4096, description="Calls worked on at once; an open stream is one of them.")
+    lock_timeout: Duration = Field(
+        timedelta(seconds=5),
+        ge=timedelta(milliseconds=1),
+        le=timedelta(days=1),
+        description="How long a statement waits for a lock that another has; then the call is ABORTED.",
+    )
+    pooler: bool = Field(
+        False,
+        description="Whether a transaction-mode pooler, as PgBouncer, is in between. Then lock_timeout and migrate are unused.",
+    )
     max_concurrent_calls: int = Field(
-        1024,
+        128,
         gt=0,
-        le=1_000_000,
-        description="Calls worked on or queued at once; one more is answered RESOURCE_EXHAUSTED.",
+        le=4096,
+        description="Calls worked on at once, open streams too; one more is answered RESOURCE_EXHAUSTED.",
     )
     max_calls_per_connection: int = Field(
         256, gt=0, le=1_000_000, description="Calls at once on one connection; a client holds back what is more."
     )
-    max_streams: int = Field(
-        64,
+    max_streams: int | None = Field(
+        None,
         gt=0,
         le=4096,
-        description="Streams open at once, fewer than threads; one more is answered RESOURCE_EXHAUSTED.",
+        description="Streams open at once; one more is answered RESOURCE_EXHAUSTED. Unset: half of all calls.",
     )
     rate_limit: float = Field(
         0,
@@ -223,14 +242,26 @@ class Settings(BaseSettings):
     reflection: bool | None = Field(
         None, description="Whether to serve reflection and channelz. Unset: only on a loopback address."
     )
+    shutdown_delay: Duration = Field(
+        timedelta(0),
+        ge=timedelta(0),
+        le=timedelta(hours=1),
+        description="How long after SIGTERM or SIGINT calls are still taken, while health says NOT_SERVING.",
+    )
     shutdown_grace: Duration = Field(
         timedelta(seconds=10),
         ge=timedelta(0),
         le=timedelta(hours=1),
-        description="How long calls in progress may go on after SIGTERM or SIGINT; then they are cancelled.",
+        description="How long calls in progress may go on after that; then they are cancelled.",
     )
     log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = Field(
         "INFO", description="The least severe log lines to write, to stderr: DEBUG, INFO, WARNING or ERROR."
+    )
+
+    log_format: Literal["text", "json"] = Field("text", description="How log lines look: text or json.")
+    log_calls: bool = Field(True, description="Whether every call has a line in the log, at level INFO.")
+    metrics_listen: Annotated[str | None, AfterValidator(_optional_address)] = Field(
+        None, description="HOST:PORT to serve Prometheus metrics on, over HTTP. Unset: none are served."
     )
 
     _flags: frozenset[str] = PrivateAttr(frozenset())
@@ -267,49 +298,6 @@ class Settings(BaseSettings):
         if name in self._flags:
             return "flag"
         return "environment" if name in self.model_fields_set else "default"
-
-
-def check_serving(settings: Settings) -> None:
-    """Refuses settings that each are right and together are not, or that would serve more people than meant.
-
-    Raises SettingsError.
-    """
-    problems = [*_incomplete(settings), *_exposed(settings)]
-    if problems:
-        raise SettingsError("\n".join(problems))
-
-
-def _incomplete(settings: Settings) -> Iterator[str]:
-    def given(*names: str) -> list[str]:
-        return [variable(name) for name in names if getattr(settings, name)]
-
-    sources = given("jwt_secret", "jwt_key_file", "jwt_jwks_file")
-    claims = given("jwt_issuer", "jwt_audience")
-    if len(sources) > 1:
-        yield f"{', '.join(sources)}: only one of them can be set"
-    if sources and len(claims) < len(("issuer", "audience")):
-        yield f"{sources[0]}: needs RECALLD_JWT_ISSUER and RECALLD_JWT_AUDIENCE"
-    if claims and not sources:
-        yield f"{claims[0]}: needs a key: RECALLD_JWT_SECRET, RECALLD_JWT_KEY_FILE or RECALLD_JWT_JWKS_FILE"
-    for name in [*sources, *given("tls_identities_file")]:
-        if not settings.auth:
-            yield f"{name}: needs RECALLD_AUTH"
-    if settings.max_streams >= settings.threads:
-        yield f"RECALLD_MAX_STREAMS: {settings.max_streams} must be fewer than RECALLD_THREADS, {settings.threads}"
-    for name, needed in _NEEDED.items():
-        if getattr(settings, name) and not getattr(settings, needed):
-            yield f"{variable(name)}: needs {variable(needed)}"
-
-
-def _exposed(settings: Settings) -> Iterator[str]:
-    if settings.insecure or settings.on_loopback:
-        return
-    for missing, remedy in (
-        (not settings.tls_cert_file, "without TLS: set RECALLD_TLS_CERT_FILE and RECALLD_TLS_KEY_FILE"),
-        (not settings.auth, "without authentication: set RECALLD_AUTH"),
-    ):
-        if missing:
-            yield f"RECALLD_LISTEN: {settings.listen} would be open to others {remedy}, or say --insecure"
 
 
 class EffectiveSetting(NamedTuple):
@@ -367,7 +355,7 @@ def without_secrets(url: str) -> str:
 
 def unknown_variables(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
     """One line for each RECALLD_ variable that sets nothing: most likely a misspelt name."""
-    known = {variable(name) for name in Settings.model_fields}
+    known = {API_KEY, *(variable(name) for name in Settings.model_fields)}
     for name in sorted(environ):
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             close = difflib.get_close_matches(name.upper(), known, n=1)

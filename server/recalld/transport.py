@@ -12,8 +12,6 @@ from recalld.limits import MAX_CALL_METADATA_BYTES, MAX_REQUEST_BYTES
 from recalld.settings import Settings
 
 _OPTIONS: Final = [
-    # Two servers on one port would share its connections silently.
-    ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     # Between the first and the second a call would be turned away at random.
     ("grpc.max_metadata_size", MAX_CALL_METADATA_BYTES),
@@ -31,9 +29,19 @@ _OPTIONS: Final = [
 ]
 
 
-def options(settings: Settings) -> list[tuple[str, int]]:
-    """The options of the gRPC server."""
-    return [*_OPTIONS, ("grpc.max_concurrent_streams", settings.max_calls_per_connection)]
+def options(settings: Settings, *, share_port: bool) -> list[tuple[str, int]]:
+    """The options of the gRPC server.
+
+    Args:
+        settings: of the server.
+        share_port: whether others may listen on the same port. Two servers that do so by accident share its connections
+            silently.
+    """
+    return [
+        *_OPTIONS,
+        ("grpc.so_reuseport", int(share_port)),
+        ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+    ]
 
 
 def listen(server: grpc.Server, settings: Settings) -> int:

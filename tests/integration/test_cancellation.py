@@ -31,7 +31,7 @@ class Observer:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._connection = psycopg.connect(url, autocommit=True)
+        self._connection = psycopg.connect(url, autocommit=True, prepare_threshold=None)
 
     def statements(self) -> list[int]:
         """The backends that run a statement of the server's, or have left a transaction open."""
@@ -111,8 +111,8 @@ def test_a_statement_runs_on_where_nobody_stops_it(
 
 
 def test_a_call_on_a_frozen_backend_ends_soon_after_its_deadline(database_url: str, observer: Observer) -> None:
-    """A stopped process answers no cancel request: the connection is cut, and the only thread is free again."""
-    with serving(database_url, threads=1) as server, connected(server) as client:
+    """A stopped process answers no cancel request: the connection is cut, and the only connection is replaced."""
+    with serving(database_url, pool_size=1) as server, connected(server) as client:
         create(client)
         with observer.locked("s"):
             call = blocked(client, timeout=0.5)
@@ -130,7 +130,7 @@ def test_a_call_on_a_frozen_backend_ends_soon_after_its_deadline(database_url: s
 
 
 def test_a_stream_holds_no_connection_while_its_client_reads(database_url: str, observer: Observer) -> None:
-    with serving(database_url, pool_size=1, threads=4) as server, connected(server) as client:
+    with serving(database_url, pool_size=1) as server, connected(server) as client:
         for n in range(5):
             create(client, f"s{n}")
         stream = client.sessions.StreamSessions(StreamSessionsRequest(chunk_size=1), timeout=30)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
@@ -22,10 +24,11 @@ def test_an_open_stream_ends_with_a_reason_and_another_server_goes_on_behind_the
             client.sessions.CreateSession(create, timeout=10)
         stream = client.sessions.StreamSessions(StreamSessionsRequest(chunk_size=1), timeout=30)
         chunks.append(next(stream))
-        server.finish()
-
-        with pytest.raises(grpc.RpcError) as raised:
-            chunks.extend(stream)
+        with ThreadPoolExecutor(1) as thread:
+            stopped = thread.submit(server.stop)
+            with pytest.raises(grpc.RpcError) as raised:
+                chunks.extend(stream)
+            stopped.result()
 
     assert raised.value.code() == grpc.StatusCode.UNAVAILABLE
     info = error_details_pb2.ErrorInfo()

@@ -33,7 +33,7 @@ from tests.integration.callers import (
     with_credential,
 )
 from tests.integration.conftest import serving
-from tests.integration.test_serve import SERVING, Process, await_health, start
+from tests.processes import SERVING, Process, await_health, start
 
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) [\w.]+: [^\x00-\x1f\x7f-\x9f]*")
 
@@ -69,7 +69,7 @@ def process(database_url: str, secrets: Secrets, tmp_path: Path, monkeypatch: py
     user, _, host = parts.netloc.rpartition("@")
     netloc = f"{user.partition(':')[0]}:{secrets.password}@{host}"
     monkeypatch.setenv("RECALLD_DATABASE_URL", parts._replace(netloc=netloc).geturl())
-    with start(["--auth", "--log-level", "DEBUG"], tmp_path) as popen:
+    with start(["--auth", "--log-level", "DEBUG"], tmp_path / "stderr") as popen:
         try:
             process = Process(popen, tmp_path / "stderr")
             await_health(process.address, SERVING)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -20,7 +19,7 @@ import psutil
 import psycopg
 import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
+from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -33,36 +32,9 @@ from recalld.cli import run
 from recalld.settings import Settings
 from recalld.storage import MigrationError
 from tests.postgres import Databases
+from tests.processes import DEADLINE, NOT_SERVING, SERVING, Process, await_health, running, runs, start
 
 API = {f"recall.v1.{name}Service" for name in ("Admin", "Memory", "Session", "User")}
-
-SERVING = HealthCheckResponse.SERVING
-NOT_SERVING = HealthCheckResponse.NOT_SERVING
-
-# Seconds. A deadline, not a delay: what is waited for usually takes a small part of it.
-DEADLINE = 30.0
-
-
-class Process:
-    """A `recalld serve` that has printed where it listens."""
-
-    def __init__(self, process: subprocess.Popen[str], stderr: Path) -> None:
-        self._process = process
-        self._stderr = stderr
-        assert process.stdout is not None
-        self.announced = [process.stdout.readline().rstrip() for _ in range(3)]
-        self.address = self.announced[0].rpartition(" ")[2]
-
-    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
-        """Sends a signal, with `group` as a terminal sends Ctrl-C: to the children too."""
-        (os.killpg if group else os.kill)(self._process.pid, number)
-
-    def wait(self) -> int:
-        return self._process.wait(DEADLINE)
-
-    @property
-    def stderr(self) -> str:
-        return self._stderr.read_text()
 
 
 @pytest.fixture
@@ -72,51 +44,21 @@ def data_dir() -> Iterator[Path]:
         yield Path(directory)
 
 
-def start(arguments: list[str], tmp_path: Path) -> subprocess.Popen[str]:
-    stderr = tmp_path / "stderr"
-    with stderr.open("w") as file:
-        return subprocess.Popen(
-            [sys.executable, "-m", "recalld", "serve", "--listen", "127.0.0.1:0", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=file,
-            text=True,
-            start_new_session=True,
-        )
-
-
 @contextmanager
 def serving(tmp_path: Path, data_dir: Path, *arguments: str) -> Iterator[Process]:
-    """A server on an embedded Postgres, which has come to serve; killed in the end if it still runs."""
-    with start(["--data-dir", str(data_dir), *arguments], tmp_path) as popen:
+    """A server on an embedded Postgres, which has come to serve; killed in the end if it still runs, and so is that."""
+    with running(tmp_path, ["--data-dir", str(data_dir), *arguments]) as process:
         try:
-            process = Process(popen, tmp_path / "stderr")
-            assert process.announced[0].startswith("recalld "), process.stderr
-            await_health(process.address, SERVING)
             yield process
-            assert "Traceback" not in process.stderr
         finally:
-            if popen.poll() is None:
-                popen.kill()
+            if process.runs:
+                process.signal(signal.SIGKILL)
                 with suppress(FileNotFoundError):
                     postmaster(data_dir).kill()
 
 
 def postmaster(data_dir: Path) -> psutil.Process:
     return psutil.Process(int((data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[0]))
-
-
-def runs(process: psutil.Process) -> bool:
-    """Whether a process runs; one that ended may stay a zombie where process 1 does not see to it."""
-    with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    return False
-
-
-def await_health(address: str, status: int, service: str = "") -> None:
-    with grpc.insecure_channel(address) as channel:
-        for response in HealthStub(channel).Watch(HealthCheckRequest(service=service), timeout=DEADLINE):
-            if response.status == status:
-                return
 
 
 def add_hello(channel: grpc.Channel) -> None:
@@ -286,7 +228,7 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path, database_url: str) -> N
 
 @pytest.mark.parametrize("name", ["with space", "with'quote", "with$dollar"])
 def test_a_directory_that_the_embedded_postgres_cannot_use_is_one_clear_line(name: str, tmp_path: Path) -> None:
-    with start(["--data-dir", str(tmp_path / name)], tmp_path) as process:
+    with start(["--data-dir", str(tmp_path / name)], tmp_path / "stderr") as process:
         assert process.wait(DEADLINE) == 1
     [line] = (tmp_path / "stderr").read_text().splitlines()
     assert line.startswith(f"recalld: data directory {tmp_path / name}")

@@ -20,6 +20,7 @@ from tests.contract.asking import said
 from tests.postgres import Databases, open_database
 
 CALL = LocalCall("default")
+STEPS = ["0001_initial", "0002_api_key", "0003_lease"]
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def empty_url(databases: Databases) -> Iterator[str]:
 
 
 def test_an_empty_database_gets_every_step_and_a_second_run_finds_nothing_to_do(empty_url: str) -> None:
-    assert migrate(empty_url, "english") == ["0001_initial"]
+    assert migrate(empty_url, "english") == STEPS
     assert migrate(empty_url, "english") == []
     with psycopg.connect(empty_url) as connection:
         assert connection.execute("select version_num from recalld.alembic_version").fetchall() == [
@@ -47,7 +48,10 @@ def test_of_many_that_start_at_once_on_an_empty_database_one_migrates_and_all_su
     outputs = [starter.communicate(timeout=30)[0] for starter in starters]
 
     assert [starter.returncode for starter in starters] == [0] * 4
-    assert sorted(outputs) == ["migrated: 0001_initial\n"] + ["nothing to do: the database is up to date\n"] * 3
+    assert (
+        sorted(outputs)
+        == ["".join(f"migrated: {step}\n" for step in STEPS)] + ["nothing to do: the database is up to date\n"] * 3
+    )
 
 
 def wait_until_waiting(connection: psycopg.Connection, processes: int) -> None:
@@ -60,7 +64,7 @@ def wait_until_waiting(connection: psycopg.Connection, processes: int) -> None:
         time.sleep(0.02)
 
 
-def test_a_migration_that_fails_leaves_nothing_behind(empty_url: str) -> None:
+def test_a_step_that_fails_leaves_nothing_behind(empty_url: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute("create schema recalld")
         connection.execute("create table recalld.tombstone ()")  # in the way of a later statement of the same step
@@ -71,15 +75,27 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty_url: str) -> None:
     with psycopg.connect(empty_url, autocommit=True) as connection:
         assert connection.execute("select to_regclass('recalld.session')").fetchone() == (None,)
         connection.execute("drop table recalld.tombstone")
-    assert migrate(empty_url, "english") == ["0001_initial"]
+    assert migrate(empty_url, "english") == STEPS
 
 
-def test_a_schema_that_this_version_does_not_know_is_left_alone(empty_url: str) -> None:
+def test_a_newer_schema_that_leaves_this_version_working_is_served_with_a_warning(
+    empty_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     migrate(empty_url, "english")
     with psycopg.connect(empty_url) as connection:
         connection.execute("update recalld.alembic_version set version_num = '9999'")
 
-    with pytest.raises(MigrationError, match="9999"):
+    assert migrate(empty_url, "english") == []
+    assert "newer" in caplog.text
+
+
+def test_a_newer_schema_that_breaks_this_version_stops_it(empty_url: str) -> None:
+    migrate(empty_url, "english")
+    with psycopg.connect(empty_url) as connection:
+        connection.execute("update recalld.alembic_version set version_num = '9999'")
+        connection.execute("create or replace function recalld.oldest_server() returns text language sql return '9998'")
+
+    with pytest.raises(MigrationError, match=r"schema 9999, which needs a server that knows 9998; .* upgrade recalld"):
         migrate(empty_url, "english")
 
 

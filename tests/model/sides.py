@@ -27,13 +27,12 @@ from recall.v1 import (
     user_pb2_grpc,
 )
 from recalld import limits
-from recalld.access.quotas import Quotas
 from recalld.domain import Store
 from recalld.services.admin import AdminServicer
-from recalld.services.interceptors import interceptors
 from recalld.services.memory import MemoryServicer
 from recalld.services.session import SessionServicer
 from recalld.services.user import UserServicer
+from tests.unit.rpc import around
 
 METHODS: dict[str, MethodDescriptor] = {
     method.name: method
@@ -143,7 +142,7 @@ def _answer_of(error: grpc.RpcError) -> Answer:
 def side_of(store: Store, clock: Callable[[], datetime]) -> Iterator[Side]:
     """A server over the store, behind the interceptors and a channel of the real one."""
     with ThreadPoolExecutor(4) as executor:
-        server = grpc.server(executor, interceptors=interceptors(lambda: False, None, Quotas(0, 0), 4))
+        server = grpc.server(executor, interceptors=around(most_streams=4))
         session_pb2_grpc.add_SessionServiceServicer_to_server(SessionServicer(store, limits.DEFAULT_RETENTION), server)
         memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(store, limits.DEFAULT_RETENTION), server)
         user_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(store, limits.DEFAULT_RETENTION), server)

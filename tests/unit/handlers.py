@@ -17,11 +17,10 @@ from recalld.access.quotas import Quotas
 from recalld.services import add_services
 from recalld.services.admission import Admission
 from recalld.services.call import principal
-from recalld.services.interceptors import interceptors
 from recalld.services.wrapping import Handler
 from tests.access import Context
 from tests.reference import ReferenceStore
-from tests.unit.rpc import detail
+from tests.unit.rpc import around, detail
 
 # Seconds. A deadline, not a delay.
 DEADLINE = 30.0
@@ -68,8 +67,8 @@ def called(handler: Handler, context: Context) -> Any:
 def serving(
     store: ReferenceStore, admission: Admission, quotas: Quotas | None = None, most_streams: int = 10
 ) -> Iterator[grpc.Channel]:
-    around = interceptors(lambda: False, admission, quotas or Quotas(0, 0), most_streams)
-    server = grpc.server(ThreadPoolExecutor(8), interceptors=around)
+    stack = around(admission=admission, quotas=quotas, most_streams=most_streams)
+    server = grpc.server(ThreadPoolExecutor(8), interceptors=stack)
     add_services(server, store, timedelta(days=30))
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()

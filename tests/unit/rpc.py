@@ -14,10 +14,14 @@ from google.protobuf.struct_pb2 import Struct
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
+from recalld.access.quotas import Quotas
 from recalld.domain import Store
+from recalld.metrics import Metrics
 from recalld.services.admin import AdminServicer
-from recalld.services.interceptors import stream_answering_errors, unary_answering_errors
+from recalld.services.admission import Admission
+from recalld.services.interceptors import interceptors, stream_answering_errors, unary_answering_errors
 from recalld.services.memory import MemoryServicer
+from recalld.services.observing import observing
 from recalld.services.session import SessionServicer
 from recalld.services.user import UserServicer
 from recalld.services.wrapping import Behaviour
@@ -32,6 +36,19 @@ def struct(**document: Any) -> Struct:
     made = Struct()
     made.update(document)
     return made
+
+
+def around(
+    *, most_streams: int, admission: Admission | None = None, quotas: Quotas | None = None
+) -> list[grpc.ServerInterceptor]:
+    """The interceptors of a server, by default without authentication and quotas."""
+    return interceptors(
+        observe=observing(Metrics(), None, log_calls=False),
+        admission=admission,
+        quotas=quotas or Quotas(0, 0),
+        most_streams=most_streams,
+        draining=lambda: False,
+    )
 
 
 class RpcFailed(Exception):

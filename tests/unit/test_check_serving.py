@@ -10,7 +10,8 @@ import pytest
 
 from recalld.app import Server
 from recalld.cli import run
-from recalld.settings import Settings, SettingsError, check_serving, effective, flag, variable
+from recalld.conflicts import check_serving
+from recalld.settings import Settings, SettingsError, effective, flag, variable
 
 SECRET = "hunter2-hunter2-hunter2-hunter2!"
 
@@ -45,7 +46,7 @@ FINE: dict[str, dict[str, Any]] = {
     "TLS and an authority": {**TLS, "tls_client_ca_file": "FILE"},
     "everything": {**TLS, **TOKENS, "tls_client_ca_file": "FILE", "tls_identities_file": "FILE"},
     "quotas without authentication": {"rate_limit": "1", "concurrency_limit": "1"},
-    "as many streams as can be": {"threads": "65", "max_streams": "64"},
+    "as many streams as can be": {"max_concurrent_calls": "65", "max_streams": "64"},
 }
 
 
@@ -90,9 +91,9 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
         {**TLS, "tls_client_ca_file": "FILE", "tls_identities_file": "FILE"},
         "RECALLD_TLS_IDENTITIES_FILE: needs RECALLD_AUTH",
     ),
-    "a thread for every stream and none for other calls": (
-        {"threads": "8", "max_streams": "8"},
-        "RECALLD_MAX_STREAMS: 8 must be fewer than RECALLD_THREADS, 8",
+    "a place for every stream and none for other calls": (
+        {"max_concurrent_calls": "8", "max_streams": "8"},
+        "RECALLD_MAX_STREAMS: must be less than RECALLD_MAX_CONCURRENT_CALLS, 8",
     ),
 }
 
@@ -103,7 +104,8 @@ def test_each_conflict_is_one_line_that_names_the_setting(file: str, flags: dict
 
 
 def test_all_conflicts_are_told_at_once(file: str) -> None:
-    lines = problems(file, listen="0.0.0.0:0", jwt_secret=SECRET, tls_key_file="FILE", threads="1", max_streams="1")
+    few = {"max_concurrent_calls": "1", "max_streams": "1"}
+    lines = problems(file, listen="0.0.0.0:0", jwt_secret=SECRET, tls_key_file="FILE", **few)
     assert [line.partition(":")[0] for line in lines] == [
         "RECALLD_JWT_SECRET",
         "RECALLD_JWT_SECRET",

@@ -16,13 +16,13 @@ from recalld.settings import Settings, flag, variable
 def test_config_lists_every_setting_with_its_source(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("RECALLD_THREADS", "7")
+    monkeypatch.setenv("RECALLD_MAX_CONCURRENT_CALLS", "7")
     monkeypatch.setenv("RECALLD_DATABASE_URL", "postgresql://me:hunter2@db/memory")
     assert run(["config", "--json", "--pool-size", "9"]) == 0
     out = capsys.readouterr().out
     shown = json.loads(out)
     assert shown.keys() == Settings.model_fields.keys()
-    assert (shown["threads"]["value"], shown["threads"]["source"]) == ("7", "environment")
+    assert (shown["max_concurrent_calls"]["value"], shown["max_concurrent_calls"]["source"]) == ("7", "environment")
     assert (shown["pool_size"]["value"], shown["pool_size"]["source"]) == ("9", "flag")
     assert (shown["retention"]["value"], shown["retention"]["source"]) == ("30d", "default")
     assert "hunter2" not in out

@@ -307,7 +307,7 @@ def test_a_proxy_for_the_web_is_not_asked_for_the_same_host(
 
 
 def test_the_server_permits_the_pings_of_the_client() -> None:
-    client, server = dict(channel_options("localhost:1")), dict(options(Settings()))
+    client, server = dict(channel_options("localhost:1")), dict(options(Settings(), share_port=False))
     assert client["grpc.keepalive_time_ms"] >= server["grpc.http2.min_ping_interval_without_data_ms"]
     assert server["grpc.keepalive_permit_without_calls"] == client["grpc.keepalive_permit_without_calls"]
 

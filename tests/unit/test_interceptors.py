@@ -15,14 +15,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from recall.v1 import session_pb2
-from recalld.access.quotas import Quotas
 from recalld.domain import Call, Position, Session, SessionPage, SessionQuery
 from recalld.errors import Overloaded
 from recalld.services import add_services
-from recalld.services.interceptors import answer_errors, interceptors
+from recalld.services.interceptors import answer_errors
 from recalld.services.wrapping import HandlerInterceptor
 from tests.reference import ReferenceStore
-from tests.unit.rpc import DETAILS_KEY, NOW, RpcFailed, Services, detail
+from tests.unit.rpc import DETAILS_KEY, NOW, RpcFailed, Services, around, detail
 
 SECRET = "what a user wrote"
 ECHO = "/recall.v1.EchoService/Echo"
@@ -135,7 +134,7 @@ def test_unknown_methods_are_asked_for_again() -> None:
 
 @pytest.fixture
 def channel() -> Iterator[grpc.Channel]:
-    server = grpc.server(ThreadPoolExecutor(2), interceptors=interceptors(lambda: False, None, Quotas(0, 0), 1))
+    server = grpc.server(ThreadPoolExecutor(2), interceptors=around(most_streams=1))
     add_services(server, ReferenceStore(), timedelta(days=30))
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
     port = server.add_insecure_port("localhost:0")

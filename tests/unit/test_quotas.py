@@ -72,7 +72,13 @@ def test_the_bucket_holds_no_more_than_a_second_s_worth(clock: Clock) -> None:
     assert passing(counted) == 10
 
 
-@pytest.mark.parametrize("rate", [0.1, 1, 3, 7, 1000])
+def test_however_high_the_rate_nobody_is_told_to_come_back_at_once(clock: Clock) -> None:
+    counted = Quotas(1000, 0, clock)
+    passing(counted, most=2000)
+    assert refusal(counted).retry_after == 0.1
+
+
+@pytest.mark.parametrize("rate", [0.1, 1, 3, 7])
 def test_retry_after_is_when_a_call_passes_again(clock: Clock, rate: float) -> None:
     counted = Quotas(rate, 0, clock)
     passing(counted, most=2000)

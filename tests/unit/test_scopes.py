@@ -20,15 +20,13 @@ from grpc_status import rpc_status
 
 import recall.v1
 from recalld.access import Principal, Scope
-from recalld.access.quotas import Quotas
 from recalld.errors import CredentialMissing
 from recalld.services import add_services
 from recalld.services.admission import SCOPES, Admission
-from recalld.services.interceptors import interceptors
 from recalld.services.wrapping import Handler
 from tests.reference import ReferenceStore
 from tests.unit.handlers import DEADLINE, reason_of
-from tests.unit.rpc import detail
+from tests.unit.rpc import around, detail
 
 REFUSALS = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 
@@ -73,9 +71,7 @@ def new_service() -> grpc.GenericRpcHandler:
 
 @contextmanager
 def serving(admission: Admission | None) -> Iterator[grpc.Channel]:
-    server = grpc.server(
-        ThreadPoolExecutor(4), interceptors=interceptors(lambda: False, admission, Quotas(0, 0), most_streams=2)
-    )
+    server = grpc.server(ThreadPoolExecutor(4), interceptors=around(admission=admission, most_streams=2))
     add_services(server, ReferenceStore(), timedelta(days=30))
     channelz.add_channelz_servicer(server)
     health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
@@ -11,6 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from recall.v1 import session_pb2, user_pb2
+from recalld.access import Principal, Scope
 from recalld.domain import MetadataChange, SessionChange, SessionOrder, SessionQuery
 from tests.reference import ReferenceStore
 from tests.unit.rpc import NOW, RETENTION, RecordingStore, RpcFailed, Services, struct
@@ -223,7 +225,8 @@ def test_a_token_of_another_namespace_is_refused(services: Services, monkeypatch
     create(services, "a")
     create(services, "b")
     token = services.call(session_pb2.ListSessionsRequest(page_size=1)).next_page_token
-    monkeypatch.setattr("recalld.services.call.namespace_of", lambda context: "other")
+    other = Principal("other", frozenset(Scope), "")
+    monkeypatch.setattr("recalld.services.call.principal", ContextVar("principal", default=other))
     with pytest.raises(RpcFailed) as raised:
         services.call(session_pb2.ListSessionsRequest(page_token=token))
     assert (raised.value.code, raised.value.reason) == ("INVALID_ARGUMENT", "INVALID_PAGE_TOKEN")

@@ -29,8 +29,7 @@ GARBAGE = {
     "pool_size": ["nonsense", "0", "-1", "1.5", "1001"],
     "pool_timeout": ["nonsense", "0", "2h"],
     "statement_timeout": ["nonsense", "0", "2d"],
-    "threads": ["nonsense", "0", "4097"],
-    "max_concurrent_calls": ["nonsense", "0", "1000001"],
+    "max_concurrent_calls": ["nonsense", "0", "4097"],
     "max_calls_per_connection": ["nonsense", "0", "1000001"],
     "max_streams": ["nonsense", "0", "4097"],
     "rate_limit": ["nonsense", "-1", "inf", "nan", "1000001"],
@@ -50,7 +49,15 @@ GARBAGE = {
     "insecure": ["perhaps"],
     "reflection": ["perhaps"],
     "shutdown_grace": ["nonsense", "-1", "2h"],
+    "workers": ["nonsense", "0", "257"],
+    "purge_interval": ["nonsense", "-1", "366d"],
+    "lock_timeout": ["nonsense", "0", "2d"],
+    "pooler": ["perhaps"],
+    "shutdown_delay": ["nonsense", "-1", "2h"],
     "log_level": ["nonsense"],
+    "log_format": ["nonsense", "JSONL"],
+    "log_calls": ["perhaps"],
+    "metrics_listen": ["nonsense", "127.0.0.1:", "127.0.0.1:65536"],
 }
 
 WRONG = [(name, value) for name, values in GARBAGE.items() for value in values]
@@ -83,10 +90,13 @@ def test_a_wrong_value_is_quoted() -> None:
 
 
 def test_each_wrong_setting_has_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RECALLD_THREADS", "many")
+    monkeypatch.setenv("RECALLD_MAX_CONCURRENT_CALLS", "many")
     with pytest.raises(SettingsError) as caught:
         Settings.load({"pool_size": "x"})
-    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == ["--pool-size", "RECALLD_THREADS"]
+    assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
+        "--pool-size",
+        "RECALLD_MAX_CONCURRENT_CALLS",
+    ]
 
 
 def test_a_wrong_database_url_is_not_repeated() -> None:
@@ -113,11 +123,11 @@ def test_secrets_are_hidden(url: str, shown: str) -> None:
 
 def test_a_flag_wins_over_the_environment_and_that_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECALLD_POOL_SIZE", "3")
-    monkeypatch.setenv("RECALLD_THREADS", "4")
+    monkeypatch.setenv("RECALLD_MAX_CONCURRENT_CALLS", "4")
     settings = Settings.load({"pool_size": "5"})
     rows = {row.name: (row.value, row.source) for row in effective(settings)}
     assert rows["pool_size"] == ("5", "flag")
-    assert rows["threads"] == ("4", "environment")
+    assert rows["max_concurrent_calls"] == ("4", "environment")
     assert rows["retention"] == ("30d", "default")
     assert settings.retention == limits.DEFAULT_RETENTION
 

@@ -28,6 +28,11 @@ CASES = [
     (errors.SeqMismatch(7), "ABORTED", "SEQ_MISMATCH"),
     (errors.Contention(), "ABORTED", "CONTENTION"),
     (errors.LimitExceeded("metadata", "too large"), "RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED"),
+    (errors.QuotaExceeded("calls_per_second", 5, 0.2), "RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED"),
+    (errors.CredentialMissing(), "UNAUTHENTICATED", "CREDENTIAL_MISSING"),
+    (errors.CredentialInvalid(), "UNAUTHENTICATED", "CREDENTIAL_INVALID"),
+    (errors.CredentialExpired(), "UNAUTHENTICATED", "CREDENTIAL_EXPIRED"),
+    (errors.ScopeMissing("read"), "PERMISSION_DENIED", "SCOPE_MISSING"),
     (errors.Overloaded(), "RESOURCE_EXHAUSTED", "OVERLOADED"),
     (errors.StorageUnavailable(), "UNAVAILABLE", "STORAGE_UNAVAILABLE"),
     (errors.ShuttingDown(), "UNAVAILABLE", "SHUTTING_DOWN"),
@@ -68,7 +73,7 @@ def test_an_error_carries_the_details_of_its_kind_and_no_others(
         expected.add("BadRequest")
     if code in ("NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"):
         expected.add("ResourceInfo")
-    if reason in ("CONTENTION", "OVERLOADED", "STORAGE_UNAVAILABLE", "SHUTTING_DOWN"):
+    if reason in ("CONTENTION", "OVERLOADED", "STORAGE_UNAVAILABLE", "SHUTTING_DOWN") or "quota" in error.metadata:
         expected.add("RetryInfo")
     assert kinds == expected
 

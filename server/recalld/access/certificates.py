@@ -36,6 +36,26 @@ def watch_certificates(cert_file: Path, key_file: Path, client_ca_file: Path | N
     return Watched(paths, lambda: _read_certificates(cert_file, key_file, client_ca_file))
 
 
+def expiry(cert_file: Path) -> datetime:
+    """Until when the certificate in the file is good. Raises FileError."""
+    return _parse_chain(read_bytes(cert_file), cert_file)[0].not_valid_after_utc
+
+
+def name_of(cert_file: Path) -> str:
+    """A name that the certificate in the file is good for: a host's, an IP address, or "". Raises FileError."""
+    certificate = _parse_chain(read_bytes(cert_file), cert_file)[0]
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        names = x509.SubjectAlternativeName([])
+    hosts = [
+        *names.get_values_for_type(x509.DNSName),
+        *map(str, names.get_values_for_type(x509.IPAddress)),
+        *(str(part.value) for part in certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)),
+    ]
+    return hosts[0].replace("*", "recalld") if hosts else ""
+
+
 def _read_certificates(cert_file: Path, key_file: Path, client_ca_file: Path | None) -> Certificates:
     chain, key = read_bytes(cert_file), read_bytes(key_file)
     certificate = _parse_chain(chain, cert_file)[0]

@@ -12,7 +12,7 @@ from recalld.errors import QuotaExceeded
 # Namespaces whose use is kept in mind, though more when more call at once.
 _MOST_KNOWN: Final = 10_000
 
-# Seconds after which a call that found too many others in progress may try again.
+# Seconds after which a call that was turned away may try again, at least: of many that wait, one has its turn sooner.
 _RETRY_AFTER: Final = 0.1
 
 
@@ -61,7 +61,7 @@ class Quotas:
                 use.left = min(self._burst, use.left + (now - use.time) * self._rate)
                 use.time = now
                 if use.left < 1:
-                    raise QuotaExceeded("calls_per_second", self._rate, (1 - use.left) / self._rate)
+                    raise QuotaExceeded("calls_per_second", self._rate, max(_RETRY_AFTER, (1 - use.left) / self._rate))
                 use.left -= 1
             use.calls += 1
 

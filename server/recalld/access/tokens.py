@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurv
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from recalld.access import Principal, parse_namespace, parse_scopes
+from recalld.access import Principal, Scope, parse_namespace
 from recalld.access.files import FileError, Watched, read_bytes
 from recalld.domain import Call
 from recalld.errors import CredentialExpired, CredentialInvalid, InvalidField
@@ -120,7 +120,7 @@ class TokenAuthenticator:
             )
             principal = Principal(
                 namespace=parse_namespace(claims.get(self._claims.namespace)),
-                scopes=parse_scopes(_words(claims.get(self._claims.scopes))),
+                scopes=_scopes(claims.get(self._claims.scopes)),
                 name=str(claims.get("sub", ""))[:_MOST_NAME_CHARACTERS],
             )
             return _Known(principal, float(claims["exp"]), keys)
@@ -162,12 +162,10 @@ def _choose(keys: _Keys, key_id: object) -> _Key:
     raise CredentialInvalid
 
 
-def _words(value: object) -> Sequence[object]:
-    if isinstance(value, str):
-        return value.split()
-    if isinstance(value, list):
-        return value
-    return ()
+def _scopes(value: object) -> frozenset[Scope]:
+    """The scopes among the words of a claim. Others, such as `openid`, are for somebody else."""
+    words = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
+    return frozenset(scope for scope in Scope if scope.value in words)
 
 
 def _read_pem(path: Path) -> _Keys:

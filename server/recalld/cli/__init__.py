@@ -1,4 +1,4 @@
-"""The command line: `recalld serve | migrate | keys | purge | config | version`.
+"""The command line: `recalld serve | migrate | keys | purge | config | doctor | health | version`.
 
 Every command imports what it needs when it runs, so that `recalld version` and `recalld config` are quick.
 """
@@ -6,24 +6,23 @@ Every command imports what it needs when it runs, so that `recalld version` and 
 from __future__ import annotations
 
 import functools
-import logging
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from recalld import __version__
+from recalld.cli.doctor import doctor
+from recalld.cli.health import health
 from recalld.cli.keys import keys
-from recalld.cli.options import Duration, complain, database_of, one_line, with_settings
+from recalld.cli.options import Duration, asks_server, complain, connected, database_of, one_line, with_settings
 from recalld.settings import Settings, SettingsError, effective, without_secrets
 
 if TYPE_CHECKING:
     from recall.v1.admin_pb2 import PurgeResponse
-    from recalld.app import Server
 
 _INTERRUPTED: Final = 130  # what shells expect of a command that ended by SIGINT
 _USAGE: Final = 2
@@ -38,6 +37,8 @@ def run(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit status. What goes wrong is told on stderr, one line for each thing."""
     # gRPC's own lines say in another format what is reported here; the variable set to ERROR or INFO brings them back.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # As root the embedded Postgres is started by fork() and exec(), which gRPC's handlers of fork() can crash.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     try:
         status = recalld.main(list(arguments), prog_name="recalld", standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -63,28 +64,33 @@ def recalld() -> None:
 @with_settings()
 def serve(settings: Settings) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    from recalld import app
+    from recalld import logs, serving
+    from recalld.app import StartError
     from recalld.embedded import EmbeddedPostgresError
     from recalld.storage import MigrationError
 
-    _log_to_stderr(settings.log_level)
+    logs.set_up(settings.log_level, settings.log_format)
     try:
-        app.serve(settings, functools.partial(_announce, settings))
-    except (app.StartError, EmbeddedPostgresError, MigrationError) as error:
+        serving.serve(settings, functools.partial(_announce, settings))
+    except (StartError, EmbeddedPostgresError, MigrationError) as error:
         raise click.ClickException(str(error)) from error
 
 
 @recalld.command()
-@with_settings("database_url", "data_dir", "search_language", "log_level")
+@with_settings("database_url", "data_dir", "search_language", "log_level", "log_format")
 @click.option("--grant-to", metavar="ROLE", help="Also give this database role what a server needs, and no more.")
-def migrate(settings: Settings, grant_to: str | None) -> None:
+@click.option("--sql", "only_sql", is_flag=True, help="Print the SQL of what is pending, and change nothing.")
+def migrate(settings: Settings, grant_to: str | None, only_sql: bool) -> None:
     """Bring the database to the schema, and the search language, of this version."""
-    from recalld import storage
+    from recalld import logs, storage
     from recalld.errors import StorageUnavailable
 
-    _log_to_stderr(settings.log_level)
+    logs.set_up(settings.log_level, settings.log_format)
     try:
         with database_of(settings) as url:
+            if only_sql:
+                click.echo(storage.pending_sql(url), nl=False)
+                return
             steps = storage.migrate(url, settings.search_language, change_language=True, grant_to=grant_to)
     except StorageUnavailable as error:
         raise click.ClickException(f"{error}: {one_line(error.__cause__)}") from error
@@ -97,6 +103,8 @@ def migrate(settings: Settings, grant_to: str | None) -> None:
 
 
 recalld.add_command(keys)
+recalld.add_command(doctor)
+recalld.add_command(health)
 
 
 @recalld.command()
@@ -106,7 +114,7 @@ recalld.add_command(keys)
 @click.option("--user", "user_id", metavar="ID", help="Only this user and its sessions.")
 @click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
 @click.option("--batch-size", type=int, default=0, help="The most messages removed in one transaction.")
-@click.option("--target", metavar="HOST:PORT", help="The server to ask. [default: the setting listen]")
+@asks_server
 def purge(
     settings: Settings,
     older_than: timedelta | None,
@@ -114,13 +122,12 @@ def purge(
     user_id: str | None,
     dry_run: bool,
     batch_size: int,
-    target: str | None,
+    **options: Any,
 ) -> None:
-    """Have a running server remove deleted data for good."""
+    """Have a running server remove deleted data for good. The credential needs the scope admin."""
     import grpc
 
     from recall.v1.admin_pb2 import PurgeRequest
-    from recall.v1.admin_pb2_grpc import AdminServiceStub
 
     if session_id is not None and user_id is not None:
         raise click.UsageError("--session and --user exclude each other")
@@ -131,11 +138,9 @@ def purge(
         request.session_id = session_id
     if user_id is not None:
         request.user_id = user_id
-    # A proxy that is set for the web would only get in the way.
-    options = [("grpc.enable_http_proxy", 0)]
-    with grpc.insecure_channel(target or settings.listen, options=options) as channel:
+    with connected(settings, options) as client:
         try:
-            _show_progress(AdminServiceStub(channel).Purge(request), dry_run=dry_run)
+            _show_progress(client.admin.Purge(request), dry_run=dry_run)
         except grpc.RpcError as error:
             raise click.ClickException(f"{error.code().name}: {one_line(error.details())}") from None
 
@@ -180,14 +185,18 @@ def version() -> None:
     click.echo(f"psycopg {psycopg.__version__} ({psycopg.pq.__impl__}, libpq {libpq})")
 
 
-def _announce(settings: Settings, server: Server) -> None:
+def _announce(settings: Settings, address: str) -> None:
     url = settings.database_url
     where = (
         f"Postgres at {without_secrets(url.get_secret_value())}" if url else f"embedded Postgres in {settings.data_dir}"
     )
-    print(f"recalld {__version__} listens on {server.address}")
+    workers = f" with {settings.workers} workers" if settings.workers > 1 else ""
+    options = "-plaintext" if settings.tls_cert_file is None else "-cacert ca.pem"
+    if settings.auth:
+        options += " -H 'authorization: Bearer recalld_…'"
+    print(f"recalld {__version__} listens on {address}{workers}")
     print(f"data: {where}")
-    print(f"try:  grpcurl -plaintext -d '{_EXAMPLE}' {server.address} recall.v1.MemoryService/AddMemory", flush=True)
+    print(f"try:  grpcurl {options} -d '{_EXAMPLE}' {address} recall.v1.MemoryService/AddMemory", flush=True)
 
 
 def _show_progress(responses: Iterator[PurgeResponse], *, dry_run: bool) -> None:
@@ -211,19 +220,3 @@ def _show_progress(responses: Iterator[PurgeResponse], *, dry_run: bool) -> None
             elif time.monotonic() - last_line > _LINE_INTERVAL:
                 last_line = time.monotonic()
                 console.print(f"{line} so far", markup=False)
-
-
-class _OneLine(logging.Formatter):
-    """Every event on a line, whatever libpq puts into its messages; only a traceback has more."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        return one_line(super().formatMessage(record))
-
-
-def _log_to_stderr(level: str) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_OneLine("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=level, handlers=[handler])
-    # Each reports as events what is a step of ours: an attempt to connect, a migration.
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.WARNING)

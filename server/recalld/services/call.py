@@ -61,3 +61,11 @@ class RpcCall:
             callback, self._callback = self._callback, None
         if callback is not None:
             callback()
+
+
+def status_code(context: grpc.ServicerContext) -> grpc.StatusCode:
+    """How a call ended that was worked on to its end."""
+    code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined]  # missing in the types of grpc
+    if code is not None:
+        return code
+    return grpc.StatusCode.OK if context.is_active() else grpc.StatusCode.CANCELLED

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -12,29 +11,36 @@ from uuid import uuid4
 
 import grpc
 from google.protobuf.message import DecodeError
-from grpc_status import rpc_status
 
 from recalld.access.quotas import Quotas
-from recalld.errors import Internal, InvalidField, RecallError, ResourceExhausted, ShuttingDown
+from recalld.errors import Internal, InvalidField, RecallError, ShuttingDown
 from recalld.services.admission import Admission, admitting, sharing
-from recalld.services.status import status_of
+from recalld.services.observing import reason
+from recalld.services.status import abort
 from recalld.services.wrapping import Behaviour, Handler, HandlerInterceptor, Wrap, rewrapped
 
 log = logging.getLogger(__name__)
 
 
 def interceptors(
-    draining: Callable[[], bool], admission: Admission | None, quotas: Quotas, most_streams: int
+    *,
+    observe: Wrap,
+    admission: Admission | None,
+    quotas: Quotas,
+    most_streams: int,
+    draining: Callable[[], bool],
 ) -> list[grpc.ServerInterceptor]:
-    """The interceptors of the server, in their order.
+    """The interceptors that stand around a handler, in their order.
 
     Args:
-        draining: whether the server is shutting down.
+        observe: tells of every call.
         admission: tells who a caller is; None where authentication is off.
         quotas: of the namespaces.
         most_streams: streams open at once, of all callers.
+        draining: whether the server is shutting down.
     """
     wraps: list[Wrap] = [
+        observe,
         answer_errors,
         admitting(admission),
         sharing(quotas, most_streams),
@@ -112,12 +118,8 @@ def refuse_undecodable(_method: str, handler: Handler) -> Handler:
 
 def _abort(context: grpc.ServicerContext, error: Exception) -> NoReturn:
     known = error if isinstance(error, RecallError) else _internal(error)
-    status = rpc_status.to_status(status_of(known))
-    if isinstance(known, ResourceExhausted) and known.retry_after is not None:
-        # Holds back the retries of gRPC's own retry policies (gRFC A6).
-        pushback = ("grpc-retry-pushback-ms", str(math.ceil(known.retry_after * 1000)))
-        status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
-    context.abort_with_status(status)
+    reason.set(known.reason)
+    abort(context, known)
 
 
 def _internal(error: Exception) -> Internal:

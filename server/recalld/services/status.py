@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
+from typing import NoReturn
 
+import grpc
 from google.protobuf import message as protobuf
 from google.rpc import code_pb2, error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from grpc_status import rpc_status
 
 from recalld import errors, limits
 
@@ -13,6 +17,16 @@ from recalld import errors, limits
 # what a caller sent. An id is never cut: in UTF-8 its characters take up to 4 bytes each.
 _MAX_TEXT_BYTES = 512
 _MAX_NAME_BYTES = 4 * limits.MAX_ID_CHARACTERS
+
+
+def abort(context: grpc.ServicerContext, error: errors.RecallError) -> NoReturn:
+    """Ends a call with the error."""
+    status = rpc_status.to_status(status_of(error))
+    if isinstance(error, errors.ResourceExhausted) and error.retry_after is not None:
+        # Holds back the retries of gRPC's own retry policies (gRFC A6).
+        pushback = ("grpc-retry-pushback-ms", str(math.ceil(error.retry_after * 1000)))
+        status = status._replace(trailing_metadata=(*status.trailing_metadata, pushback))
+    context.abort_with_status(status)
 
 
 def status_of(error: errors.RecallError) -> status_pb2.Status:

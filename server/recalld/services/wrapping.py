@@ -17,6 +17,11 @@ Wrap: TypeAlias = Callable[[str, Handler], Handler]
 _UNTOUCHED: Final = ("/grpc.health.v1.Health/", "/grpc.reflection.")
 
 
+def is_beside(method: str) -> bool:
+    """Whether the method is one of those services."""
+    return method.startswith(_UNTOUCHED)
+
+
 class HandlerInterceptor(grpc.ServerInterceptor):
     """Puts `wrap` around the handler of every method but those of health and reflection.
 
@@ -39,7 +44,7 @@ class HandlerInterceptor(grpc.ServerInterceptor):
             return wrapped
         handler = continuation(handler_call_details)
         # A method that does not exist is not kept either: its name is the caller's invention.
-        if handler is None or method.startswith(_UNTOUCHED):
+        if handler is None or is_beside(method):
             return handler
         return self._wrapped.setdefault(method, self._wrap(method, handler))
 

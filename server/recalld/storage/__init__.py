@@ -2,15 +2,19 @@
 
 from recalld.storage.api_keys import ApiKeyError, ApiKeys, open_registry
 from recalld.storage.database import Database
-from recalld.storage.migrate import MigrationError, migrate
+from recalld.storage.leases import Lease
+from recalld.storage.migrate import MigrationError, check_schema, migrate, pending_sql
 from recalld.storage.store import PostgresStore
 
 __all__ = [
     "ApiKeyError",
     "ApiKeys",
     "Database",
+    "Lease",
     "MigrationError",
     "PostgresStore",
+    "check_schema",
     "migrate",
     "open_registry",
+    "pending_sql",
 ]

@@ -14,7 +14,7 @@ from recalld.access import Scope
 from recalld.access.api_keys import ApiKey, NewKey, make_key
 from recalld.domain import Call
 from recalld.errors import StorageUnavailable
-from recalld.storage.database import CONNECT_TIMEOUT, Database
+from recalld.storage.database import Database, connect
 from recalld.storage.sql import statements
 
 _SQL: Final = statements("api_key")
@@ -87,7 +87,7 @@ class ApiKeyRegistry:
 def open_registry(url: str) -> Iterator[ApiKeyRegistry]:
     """A registry on a connection of its own. Raises StorageUnavailable, and ApiKeyError when it may not be used."""
     try:
-        with psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT, autocommit=True) as connection:
+        with connect(url, autocommit=True) as connection:
             yield ApiKeyRegistry(connection)
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise ApiKeyError("the database has no keys yet: run `recalld migrate` first") from None

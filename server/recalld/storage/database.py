@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from os import dup
-from typing import Any
+from time import monotonic
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import errors as pg
 from psycopg.adapt import AdaptersMap
+from psycopg.pq import ConnStatus
 from psycopg.types.json import set_json_loads
 from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
@@ -33,66 +36,162 @@ _SQL = statements("schema")
 CONNECT_TIMEOUT = 5
 _CANCEL_TIMEOUT = 1.0
 
+# Seconds by which a statement may outlast its timeout, which the database enforces unless it is frozen, or a pooler
+# hides the timeout from it.
+_OVERTIME = 1.0
+
+# Seconds between two looks at what is lent.
+_PATROL_INTERVAL = 0.5
+
+# Seconds that a ping may take. A connection whose other end vanished without a word would keep it for much longer.
+_LONGEST_PING = 2.0
+
+# Seconds that a statement from before an outage has, once the database is back, before its connection is held for one
+# that was lost in it.
+_STRAGGLER_TIME = 1.5
+
+# Seconds for which the pool by itself tries again to connect, at growing intervals. After that the next call, or the
+# next ping, makes a new attempt: soon, however long the database was away.
+_RECONNECT_TIMEOUT = 2.0
+
+# A vanished network is noticed after this long: milliseconds, then seconds and a number of probes.
+_NETWORK: dict[str, int] = {
+    "tcp_user_timeout": 10_000,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
 # SQLSTATEs, each with what it means for the caller. Anything else is a defect, reported as INTERNAL.
 _UNAVAILABLE: tuple[type[psycopg.Error], ...] = (
     psycopg.InterfaceError,  # the connection was lost before the statement was sent
     psycopg.OperationalError,  # lost connections, 57P0x shutdown and start-up, 53xxx out of disk, memory, connections
-    pg.ReadOnlySqlTransaction,  # 25006: a standby after a failover
+    pg.ReadOnlySqlTransaction,  # 25006: what was the primary is one no longer
     pg.InvalidSchemaName,  # 3F000, 42P01: not migrated yet
     pg.UndefinedTable,
+    pg.IdleInTransactionSessionTimeout,  # 25P03, a timeout of the database's own
 )
+_TOO_LONG = (pg.QueryCanceled, pg.TransactionTimeout)
+_PROGRAM_LIMITS = "54"  # for psycopg they too are operational, but they fail again however often they are tried
 _CONTENTION = (pg.SerializationFailure, pg.DeadlockDetected, pg.LockNotAvailable)
+
+
+def connect(url: str, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+    """A single connection, of several hosts to the one that can be written to; with nothing that a pooler forbids."""
+    return psycopg.connect(
+        url,
+        connect_timeout=CONNECT_TIMEOUT,
+        target_session_attrs="read-write",
+        prepare_threshold=None,
+        **options,
+    )
 
 
 class Database:
     """A pool of connections to one Postgres.
 
     Args:
-        url: the database, as a URL or a libpq connection string.
+        url: the database, as a URL or a libpq connection string; of several hosts the one that can be written to.
         size: the most connections.
         timeout: seconds that a call waits for a connection before it is turned away.
-        statement_timeout: seconds after which the database itself stops a statement.
+        statement_timeout: seconds after which a statement is stopped.
+        lock_timeout: seconds that a statement waits for a lock.
+        pooler: whether a pooler in transaction mode, such as PgBouncer, is in between. It knows no start-up options and
+            moves a client from one server connection to the next, so neither they nor prepared statements are used.
+        span: makes a span of a trace, around each use of a connection.
     """
 
-    def __init__(self, url: str, *, size: int = 8, timeout: float = 5.0, statement_timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        size: int = 8,
+        timeout: float = 5.0,
+        statement_timeout: float = 30.0,
+        lock_timeout: float = 5.0,
+        pooler: bool = False,
+        span: Callable[[], AbstractContextManager[object]] | None = None,
+    ) -> None:
+        self._span = span
         self._timeout = timeout
-        options = {
+        self._longest = statement_timeout if pooler else statement_timeout + _OVERTIME
+        options: dict[str, Any] = {
             "autocommit": True,
             "context": _adapters(),
             "cursor_factory": _BinaryCursor,
             "application_name": "recalld",
             "connect_timeout": CONNECT_TIMEOUT,
-            "options": f"-c timezone=UTC -c statement_timeout={int(statement_timeout * 1000)}",
+            "target_session_attrs": "read-write",
+            **_NETWORK,
         }
-        self._pool: ConnectionPool[Connection] = ConnectionPool(
-            url, min_size=1, max_size=size, timeout=timeout, open=False, name="recalld", kwargs=options
-        )
+        if pooler:
+            options["prepare_threshold"] = None
+        else:
+            options["options"] = (
+                f"-c timezone=UTC -c statement_timeout={int(statement_timeout * 1000)}"
+                f" -c lock_timeout={int(lock_timeout * 1000)}"
+            )
+        self._pool = _pool(url, "recalld", size, timeout, options)
         # A connection of its own, so that a busy server does not look like a dead database.
-        self._ping_pool: ConnectionPool[Connection] = ConnectionPool(
-            url, min_size=1, max_size=1, timeout=timeout, open=False, name="recalld-ping", kwargs=options
-        )
-        self._lent: set[Connection] = set()
+        self._ping_pool = _pool(url, "recalld-ping", 1, timeout, options)
+        self._queue: set[object] = set()
+        self._lent: dict[_Running, float] = {}
+        self._pinging: dict[_Running, float] = {}
+        self._away = False
+        self._last_return = float("-inf")
         # At most one statement a connection can need stopping.
         self._stoppers = ThreadPoolExecutor(max_workers=size, thread_name_prefix="recalld-stop")
+        self._closed = threading.Event()
 
     def open(self) -> None:
         """Starts connecting, and returns without waiting for the database."""
         self._pool.open()
         self._ping_pool.open()
+        threading.Thread(target=self._patrol, name="recalld-patrol", daemon=True).start()
 
     def close(self) -> None:
         """Closes all connections; calls that still wait for one are turned away."""
+        self._closed.set()
         self._pool.close()
         self._ping_pool.close()
         self._stoppers.shutdown()
 
     def ping(self) -> None:
-        """Asks the database for an answer. Raises StorageUnavailable when there is none in time."""
+        """Asks the database for an answer. Raises StorageUnavailable when there is none, or it cannot be written to.
+
+        When it answers again after it did not, the connections from before are given up: they may be dead, and a dead
+        connection does not always say so.
+        """
         try:
-            with self._ping_pool.connection() as connection:
-                connection.execute(_SQL["ping"])
+            self._ask()
         except psycopg.Error as error:
+            self._away = True
             raise errors.StorageUnavailable from error
+        if self._away:
+            self._away = False
+            self._last_return = monotonic()
+            self._pool.drain()
+
+    def _ask(self) -> None:
+        connection = _borrow(self._ping_pool, self._timeout)
+        running = _Running(connection, self._stoppers)
+        try:
+            self._pinging[running] = monotonic()
+            row = connection.execute(_SQL["ping"]).fetchone()
+            if row != ("off",):
+                connection.close()
+                raise pg.ReadOnlySqlTransaction
+        finally:
+            running.end()
+            self._pinging.pop(running, None)
+            self._ping_pool.putconn(connection)
+
+    def usage(self) -> Usage:
+        """What the pool holds and who waits for it, at this moment."""
+        stats = self._pool.get_stats()
+        # The pool goes on counting those who gave up, until it next has a connection to give away.
+        waiting = min(stats.get("requests_waiting", 0), len(self._queue))
+        return Usage(stats.get("pool_size", 0), len(self._lent), waiting)
 
     @contextmanager
     def connection(self, call: Call) -> Iterator[Connection]:
@@ -107,21 +206,55 @@ class Database:
         timeout = self._timeout if remaining is None else min(remaining, self._timeout)
         try:
             # Not by `with`: that would commit what autocommit has committed.
-            connection = self._pool.getconn(timeout)
+            connection = self._queued(timeout)
             running = _Running(connection, self._stoppers)
             try:
                 if not call.when_over(running.stop):
                     raise errors.Cancelled
-                self._lent.add(connection)
-                yield connection
+                self._lent[running] = monotonic()
+                if self._span is None:
+                    yield connection
+                else:
+                    with self._span():
+                        yield connection
+                if running.stopping:
+                    # When a commit that waits for a synchronous standby is stopped, Postgres reports success, although
+                    # the standby does not have it.
+                    raise pg.QueryCanceled
+            except pg.ReadOnlySqlTransaction:
+                # After a failover: only a new connection looks for the new primary.
+                connection.close()
+                raise
             finally:
                 running.end()
-                self._lent.discard(connection)
+                self._lent.pop(running, None)
                 self._pool.putconn(connection)
         except psycopg.Error as error:  # the pool's own errors are among them
             if known := self._translated(error, call):
                 raise known from error
             raise
+
+    def _queued(self, timeout: float) -> Connection:
+        """A connection of the pool; whoever has not got one yet can be counted."""
+        place = object()
+        self._queue.add(place)
+        try:
+            return _borrow(self._pool, timeout)
+        finally:
+            self._queue.discard(place)
+
+    def _patrol(self) -> None:
+        """Stops what the database itself should have stopped by now, and what waits for an answer that was lost."""
+        while not self._closed.wait(_PATROL_INTERVAL):
+            now = monotonic()
+            for running, since in list(self._lent.items()):
+                if since < now - self._longest:
+                    running.stop()
+                elif since < self._last_return < now - _STRAGGLER_TIME:
+                    running.cut()
+            for running, since in list(self._pinging.items()):
+                if since < now - _LONGEST_PING:
+                    running.cut()
 
     def _translated(self, error: psycopg.Error, call: Call) -> errors.RecallError | None:
         """The domain's error for one of the database or the pool; None for a defect."""
@@ -133,10 +266,10 @@ class Database:
             return errors.ShuttingDown()
         if isinstance(error, PoolTimeout):
             # No connection to be had: they are all busy, or there are none because the database is away.
-            return errors.Overloaded() if self._lent else errors.StorageUnavailable()
-        if isinstance(error, pg.ProgramLimitExceeded):
+            return errors.Overloaded() if self._lent and not self._away else errors.StorageUnavailable()
+        if (error.sqlstate or "").startswith(_PROGRAM_LIMITS):
             return None
-        if isinstance(error, pg.QueryCanceled):
+        if isinstance(error, _TOO_LONG):
             return errors.DeadlineExceeded("the call takes longer than the server allows")
         if isinstance(error, _CONTENTION):
             return errors.Contention()
@@ -144,6 +277,14 @@ class Database:
             log.warning("database: %s %s", error.sqlstate, " ".join(str(error).split()))
             return errors.StorageUnavailable()
         return None
+
+
+class Usage(NamedTuple):
+    """How many connections there are, how many of them are lent, and how many calls wait for one."""
+
+    connections: int
+    lent: int
+    waiting: int
 
 
 class _Running:
@@ -154,6 +295,7 @@ class _Running:
         self._stoppers = stoppers
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self.stopping = False
 
     def end(self) -> None:
         """The connection goes back; waits for a stop request that is under way."""
@@ -162,7 +304,9 @@ class _Running:
 
     def stop(self) -> None:
         """Stops the statement, if one still runs. Called on gRPC's own serving thread, so it only passes the word."""
-        if not self._ended.is_set():
+        # Once: a second attempt would only keep the connection from going back.
+        if not self._ended.is_set() and not self.stopping:
+            self.stopping = True
             with suppress(RuntimeError):  # the process is shutting down
                 self._stoppers.submit(self._stop)
 
@@ -172,11 +316,52 @@ class _Running:
                 return
             with suppress(psycopg.Error):
                 self._connection.cancel_safe(timeout=_CANCEL_TIMEOUT)
-        if self._ended.wait(_CANCEL_TIMEOUT):
-            return
+        if not self._ended.wait(_CANCEL_TIMEOUT):
+            self.cut()
+
+    def cut(self) -> None:
+        """Ends the connection, if it is still borrowed."""
         with self._lock:
             if not self._ended.is_set():
                 _cut(self._connection)
+
+
+def _pool(url: str, name: str, size: int, timeout: float, options: dict[str, Any]) -> ConnectionPool[Connection]:
+    return ConnectionPool(
+        url,
+        min_size=1,
+        max_size=size,
+        timeout=timeout,
+        reconnect_timeout=_RECONNECT_TIMEOUT,
+        open=False,
+        name=name,
+        kwargs=options,
+    )
+
+
+def _borrow(pool: ConnectionPool[Connection], timeout: float) -> Connection:
+    """A connection that was alive a moment ago."""
+    deadline = monotonic() + timeout
+    while True:
+        connection = pool.getconn(max(0.0, deadline - monotonic()))
+        if not _has_ended(connection):
+            return connection
+        connection.close()
+        pool.putconn(connection)
+
+
+def _has_ended(connection: Connection) -> bool:
+    """Whether an idle connection has ended, as all do when Postgres restarts.
+
+    Then there is something to read from it. To ask the kernel for that costs a microsecond, to ask the database a round
+    trip. What else an idle connection could have to tell, such as a setting that was changed, is not worth reading.
+    """
+    pgconn = connection.pgconn
+    if pgconn.status != ConnStatus.OK:
+        return True
+    poll = select.poll()
+    poll.register(pgconn.socket, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _cut(connection: Connection) -> None:

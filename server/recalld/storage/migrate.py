@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,19 @@ import psycopg
 from psycopg import sql
 
 from recalld.errors import StorageUnavailable
-from recalld.storage.database import CONNECT_TIMEOUT
+from recalld.storage.database import connect
 from recalld.storage.sql import statements
 
 log = logging.getLogger(__name__)
 
 _DIRECTORY = Path(__file__).parent / "migrations"
 _SQL = statements("schema")
+
+# A step that waits for a lock makes every statement behind it wait too. So it waits this long (seconds), and then lets
+# the others pass before it tries again.
+_LOCK_TIMEOUT = 2.0
+_LOCK_PAUSE = 1.0
+_LOCK_ATTEMPTS = 60
 
 
 class MigrationError(Exception):
@@ -28,8 +36,19 @@ def newest_revision() -> str:
     return max(step.stem for step in (_DIRECTORY / "versions").glob("*.sql")).partition("_")[0]
 
 
+def current_revision(connection: psycopg.Connection[Any]) -> str | None:
+    """The schema's revision, without loading Alembic: most starts find nothing to do."""
+    try:
+        row = connection.execute(_SQL["revision"]).fetchone()
+    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+        return None
+    return str(row[0]) if row else None
+
+
 def migrate(url: str, language: str, *, change_language: bool = False, grant_to: str | None = None) -> list[str]:
-    """Applies the pending steps, all or none, and returns their names. Safe to run from several processes at once.
+    """Applies the pending steps, and returns their names. Safe to run from several processes at once, and to kill.
+
+    Each step is a transaction, and waits only briefly for locks: a server in use hardly notices.
 
     Args:
         url: the database, as a URL or a libpq connection string.
@@ -41,8 +60,8 @@ def migrate(url: str, language: str, *, change_language: bool = False, grant_to:
     Raises StorageUnavailable when the database does not answer, MigrationError when it cannot be migrated.
     """
     try:
-        with psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT, autocommit=True) as connection:
-            applied = [] if _revision(connection) == newest_revision() else _upgrade(url)
+        with connect(url, autocommit=True) as connection:
+            applied = _bring_up_to_date(connection, url)
             _warn_of_lost_writes(connection)
             current = _language(connection)
             if current != language and (change_language or applied[:1] == ["0001_initial"]):
@@ -64,44 +83,108 @@ def migrate(url: str, language: str, *, change_language: bool = False, grant_to:
         raise MigrationError(_one_line(error)) from error
 
 
-def _revision(connection: psycopg.Connection[Any]) -> str | None:
-    """The schema's revision, without loading Alembic: most starts find nothing to do."""
+def check_schema(url: str) -> None:
+    """Returns when the database has a schema that this version can work on.
+
+    Raises StorageUnavailable when it does not answer or is not migrated yet, MigrationError when it never will.
+    """
     try:
-        row = connection.execute(_SQL["revision"]).fetchone()
-    except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-        return None
-    return str(row[0]) if row else None
+        with connect(url, autocommit=True) as connection:
+            current, newest = current_revision(connection), newest_revision()
+            if current is None or current < newest:
+                raise StorageUnavailable from MigrationError(
+                    f"the database has schema {current or 'none'}, not {newest} yet: run `recalld migrate`"
+                )
+            _refuse_if_too_new(connection, current)
+    except psycopg.Error as error:
+        raise StorageUnavailable from error
+
+
+def pending_sql(url: str) -> str:
+    """The SQL that `migrate` would run, empty when there is nothing to do. Raises as `migrate`."""
+    from alembic import command
+
+    try:
+        with connect(url, autocommit=True) as connection:
+            current = current_revision(connection)
+    except psycopg.OperationalError as error:
+        raise StorageUnavailable from error
+    if current is not None and current >= newest_revision():
+        return ""
+    out = io.StringIO()
+    config = _config(output_buffer=out)
+    command.upgrade(config, f"{current}:head" if current else "head", sql=True)
+    return out.getvalue()
+
+
+def _bring_up_to_date(connection: psycopg.Connection[Any], url: str) -> list[str]:
+    current = current_revision(connection)
+    if current is None or current < newest_revision():
+        return _upgrade(url)
+    _refuse_if_too_new(connection, current)
+    return []
+
+
+def _refuse_if_too_new(connection: psycopg.Connection[Any], current: str) -> None:
+    newest = newest_revision()
+    if current == newest:
+        return
+    row = connection.execute(_SQL["oldest_server"]).fetchone()
+    assert row is not None
+    if row[0] > newest:
+        raise MigrationError(
+            f"the database has schema {current}, which needs a server that knows {row[0]}; this one knows {newest}:"
+            " upgrade recalld"
+        )
+    log.warning("the database has schema %s, newer than this server's %s, which can work on it", current, newest)
 
 
 def _upgrade(url: str) -> list[str]:
+    for attempt in range(1, _LOCK_ATTEMPTS + 1):
+        applied: list[str] = []
+        try:
+            _run_steps(url, applied)
+            return applied
+        except psycopg.errors.LockNotAvailable:
+            log.warning("others hold a lock that a migration needs; attempt %d", attempt + 1)
+            time.sleep(_LOCK_PAUSE)
+    raise MigrationError("others hold a lock that a migration needs: try when there is less going on")
+
+
+def _run_steps(url: str, applied: list[str]) -> None:
     from alembic import command
-    from alembic.config import Config
     from alembic.util import CommandError
     from sqlalchemy import NullPool, create_engine
     from sqlalchemy.exc import DBAPIError
-
-    applied: list[str] = []
-    config = Config()
-    config.set_main_option("script_location", str(_DIRECTORY))
-    config.set_main_option("path_separator", "os")
 
     def on_version_apply(*, step: Any, **_: Any) -> None:
         applied.append(Path(step.up_revision.path).stem)
 
     engine = create_engine(
         "postgresql+psycopg://",
-        creator=lambda: psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT),
+        creator=lambda: connect(url, application_name="recalld migrate"),
         poolclass=NullPool,
     )
+    config = _config()
     try:
         with engine.connect() as connection:
-            config.attributes.update(connection=connection, on_version_apply=on_version_apply)
+            config.attributes.update(
+                connection=connection, on_version_apply=on_version_apply, lock_timeout=_LOCK_TIMEOUT
+            )
             command.upgrade(config, "head")
     except DBAPIError as error:
         raise (error.orig if isinstance(error.orig, psycopg.Error) else error) from error
     except CommandError as error:
         raise MigrationError(f"the database's schema is not one that this version knows: {error}") from error
-    return applied
+
+
+def _config(**options: Any) -> Any:
+    from alembic.config import Config
+
+    config = Config(**options)
+    config.set_main_option("script_location", str(_DIRECTORY))
+    config.set_main_option("path_separator", "os")
+    return config
 
 
 def _warn_of_lost_writes(connection: psycopg.Connection[Any]) -> None:

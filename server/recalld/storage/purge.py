@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import LiteralString, NamedTuple
 from uuid import UUID
 
-from recalld.domain import Call, PurgeProgress, PurgeQuery
+from recalld.domain import Call, LocalCall, PurgeProgress, PurgeQuery
+from recalld.limits import DEFAULT_NAMESPACE
 from recalld.storage.keys import session_key, user_key
 from recalld.storage.rows import Row, SubjectStore, Values
 from recalld.storage.sql import compose, statements
@@ -43,6 +44,11 @@ class PurgeStore(SubjectStore):
                 users += more_users
                 yield PurgeProgress(sessions, messages, users)
         yield PurgeProgress(sessions, messages, users)
+
+    def due_namespaces(self, cutoff: datetime) -> list[str]:
+        """The namespaces in which something was deleted at or before the cutoff and is not purged yet."""
+        with self._database.connection(LocalCall(DEFAULT_NAMESPACE)) as connection:
+            return [namespace for (namespace,) in connection.execute(_SQL["due_namespaces"], {"cutoff": cutoff})]
 
     def _tombstones(self, call: Call, query: PurgeQuery) -> Iterator[_Tombstone]:
         """What there is to do, oldest deletion first; no connection is held while it is done."""

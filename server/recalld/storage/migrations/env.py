@@ -1,7 +1,7 @@
 """Alembic's entry point: runs the pending steps on the connection that recalld.storage.migrate passes in.
 
-All steps of one run are one transaction, under a lock: of several servers that start at once on an empty database, one
-migrates and the others wait and find nothing left to do.
+Without a connection it prints them. Each step is one transaction, all of them under one lock: of several servers that
+start at once on an empty database, one migrates and the others wait and find nothing left to do.
 """
 
 from __future__ import annotations
@@ -14,15 +14,24 @@ from recalld.storage.sql import statements
 _SQL = statements("schema")
 
 attributes = context.config.attributes
-connection = attributes["connection"]
+connection = attributes.get("connection")
 
-context.configure(
-    connection=connection,
-    version_table_schema="recalld",
-    on_version_apply=attributes["on_version_apply"],
-)
-
-with context.begin_transaction():
+if connection is None:
+    context.configure(dialect_name="postgresql", version_table_schema="recalld", transaction_per_migration=True)
+    with context.begin_transaction():
+        context.execute(_SQL["create_schema"])
+        context.run_migrations()
+else:
+    context.configure(
+        connection=connection,
+        version_table_schema="recalld",
+        transaction_per_migration=True,
+        on_version_apply=attributes["on_version_apply"],
+    )
+    # It lasts until the connection is closed; only what comes after it is to be quick.
     connection.execute(text(_SQL["lock_migrations"]))
+    connection.execute(text(_SQL["limit_lock_wait"]), {"milliseconds": str(int(attributes["lock_timeout"] * 1000))})
     connection.execute(text(_SQL["create_schema"]))
-    context.run_migrations()
+    connection.commit()
+    with context.begin_transaction():
+        context.run_migrations()

@@ -8,7 +8,8 @@ select a.last_seq, a.outcome
                       %(contents)s::text[], %(metadatas)s::jsonb[], %(token_counts)s::integer[]) as a
 
 -- name: replayed
--- What is stored under the ids of a call, and whether it is what the call sends.
+-- What is stored under the ids of a call, and whether it is what the call sends. The lock makes it a transaction that
+-- writes, and so waits, as the first call should have, until a synchronous standby has everything up to here.
 select new.place, m.seq, m.create_time, m.outcome,
        coalesce(m.sent_digest, recalld.message_digest(m.role, m.content, m.metadata, m.token_count))
        = recalld.message_digest(new.role, new.content, new.metadata, new.token_count) as same
@@ -18,7 +19,10 @@ select new.place, m.seq, m.create_time, m.outcome,
   join recalld.message as m
     on m.session_key = %(session_key)s
    and m.message_id = new.message_id
+  join recalld.session as s
+    on s.session_key = %(session_key)s
  order by new.place
+   for key share of s
 
 -- name: get_memory
 -- The session's row, then its messages, each with the other's columns null: one statement, so one moment. The newest

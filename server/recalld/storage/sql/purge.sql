@@ -143,3 +143,8 @@ u.user_key = %(user_key)s
 
 -- name: all
 true
+
+-- name: due_namespaces
+select t.namespace from recalld.tombstone as t where t.delete_time <= %(cutoff)s
+union
+select u.namespace from recalld.app_user as u where u.delete_time <= %(cutoff)s

@@ -1,11 +1,14 @@
 -- name: ping
-select
+select current_setting('transaction_read_only')
 
 -- name: create_database
 create database {name}
 
 -- name: lock_migrations
-select pg_advisory_xact_lock(hashtextextended('recalld.migrate', 0))
+select pg_advisory_lock(hashtextextended('recalld.migrate', 0))
+
+-- name: limit_lock_wait
+select set_config('lock_timeout', :milliseconds, false)
 
 -- name: create_schema
 create schema if not exists recalld
@@ -13,8 +16,17 @@ create schema if not exists recalld
 -- name: revision
 select version_num from recalld.alembic_version
 
+-- name: oldest_server
+select recalld.oldest_server()
+
 -- name: durability
 select current_setting('fsync'), current_setting('synchronous_commit')
+
+-- name: max_connections
+select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+
+-- name: clock
+select clock_timestamp()
 
 -- name: search_language
 select cfgname from pg_catalog.pg_ts_config where oid = recalld.search_language()
@@ -34,5 +46,6 @@ reindex index concurrently recalld.message_by_text
 -- name: grant
 grant usage on schema recalld to {role};
 grant select, insert, update, delete on recalld.session, recalld.message, recalld.app_user, recalld.tombstone to {role};
+grant select, insert, update on recalld.lease to {role};
 grant select on recalld.api_key, recalld.alembic_version to {role};
 grant execute on all functions in schema recalld to {role}

@@ -1,0 +1,90 @@
+"""What Prometheus can ask: how calls went, how the pool and the database are, and what purging did.
+
+Namespaces, ids and callers are not labels: there may be any number of them, and a metrics endpoint asks for no
+credential.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+
+from recalld import __version__
+
+# Seconds. A call takes a millisecond or a few; streams and purges can take any time.
+_BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+
+class CallMetrics:
+    """The metrics of one method, looked up once and not with each call."""
+
+    def __init__(self, metrics: Metrics, method: str) -> None:
+        self._calls = metrics.calls
+        self._method = method.rpartition(".")[2]
+        self._by_code: dict[str, Counter] = {}
+        self.seconds = metrics.seconds.labels(self._method)
+
+    def count(self, code: str) -> None:
+        """Counts a call that ended with this status code."""
+        counter = self._by_code.get(code)
+        if counter is None:
+            counter = self._by_code[code] = self._calls.labels(self._method, code)
+        counter.inc()
+
+
+class Metrics:
+    """The metrics of this process.
+
+    With PROMETHEUS_MULTIPROC_DIR in the environment they are shared by several processes through files there.
+    """
+
+    def __init__(self) -> None:
+        # A second series for each, of when it began.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        registry = self.registry = CollectorRegistry()
+        self.calls = Counter(
+            "recalld_calls", "Calls that ended, by method and status code.", ["method", "code"], registry=registry
+        )
+        self.seconds = Histogram(
+            "recalld_call_seconds", "How long calls took.", ["method"], registry=registry, buckets=_BUCKETS
+        )
+        self.in_progress = Gauge(
+            "recalld_calls_in_progress", "Calls in progress.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.refused = Counter(
+            "recalld_calls_refused", "Calls turned away because there were too many.", registry=registry
+        )
+        self.pool_connections = Gauge(
+            "recalld_pool_connections",
+            "Database connections, by whether a call has them.",
+            ["state"],
+            registry=registry,
+            multiprocess_mode="livesum",
+        )
+        self.pool_waiting = Gauge(
+            "recalld_pool_waiting", "Calls that wait for a connection.", registry=registry, multiprocess_mode="livesum"
+        )
+        self.database_up = Gauge(
+            "recalld_database_up",
+            "1 while the database answers and can be written to.",
+            registry=registry,
+            multiprocess_mode="livemin",
+        )
+        self.purged = Counter(
+            "recalld_purged", "What the scheduled purge removed, by kind.", ["kind"], registry=registry
+        )
+        self.purge_success = Gauge(
+            "recalld_purge_last_success_timestamp_seconds",
+            "When a scheduled purge last went through, in this process or another.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        build = Gauge(
+            "recalld_build_info",
+            "Always 1; the version is a label.",
+            ["version"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        build.labels(__version__).set(1)

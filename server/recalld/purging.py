@@ -1,0 +1,171 @@
+"""Purging on a schedule: in one server at a time, and never in anybody's way."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+from recalld.domain import Call, LocalCall, PurgeProgress, PurgeQuery
+from recalld.errors import RecallError, ShuttingDown
+from recalld.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+# How long another server waits for one that died while it purged.
+LEASE_TTL: Final = timedelta(seconds=30)
+
+# Seconds between two looks whether it is time, at most.
+_MOST_BETWEEN_LOOKS: Final = 15.0
+
+# Seconds to stay away from a database that fails, or that calls wait for.
+_AFTER_FAILURE: Final = 5.0
+_WHILE_BUSY: Final = 0.2
+
+# Failures in a row after which a run is given up until the next is due.
+_MOST_FAILURES: Final = 10
+
+
+class Purgeable(Protocol):
+    """The part of the store that purging needs."""
+
+    def due_namespaces(self, cutoff: datetime) -> list[str]: ...
+
+    def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]: ...
+
+
+class Turn(Protocol):
+    """`recalld.storage.Lease`."""
+
+    def take(self) -> bool: ...
+
+    def renew(self) -> bool: ...
+
+    def give_back(self, pause: timedelta) -> None: ...
+
+
+class Busy(Protocol):
+    """Tells whether calls wait for the database."""
+
+    def __call__(self) -> bool: ...
+
+
+class Purger:
+    """Purges every namespace once an interval, for all servers together.
+
+    It takes at most half the time of one connection: after each step, of at most 1,000 messages, it rests for as long
+    as the step took, and longer while calls wait.
+
+    Args:
+        store: what is purged.
+        turn: makes it the only server that purges.
+        busy: whether calls wait for the database.
+        retention: how long ago something must have been deleted.
+        interval: from the end of one run to the start of the next.
+        metrics: where it is counted.
+    """
+
+    def __init__(
+        self, store: Purgeable, turn: Turn, busy: Busy, retention: timedelta, interval: timedelta, metrics: Metrics
+    ) -> None:
+        self._store = store
+        self._turn = turn
+        self._busy = busy
+        self._retention = retention
+        self._interval = interval
+        self._metrics = metrics
+        self._renewed = 0.0
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="recalld-purge", daemon=True)
+
+    def start(self) -> None:
+        """Starts to purge when it is time, on a thread of its own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stops after the step that is under way, and waits for it, but not for ever."""
+        self._stopped.set()
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        pause = min(self._interval.total_seconds(), _MOST_BETWEEN_LOOKS)
+        while not self._stopped.wait(pause):
+            try:
+                self._renewed = time.monotonic()
+                if self._turn.take():
+                    self._purge_all()
+            except ShuttingDown:
+                return
+            except RecallError as error:
+                log.debug("no purge yet: %s", error.reason)
+            except Exception:
+                log.exception("the purge failed; the next is tried as usual")
+
+    def _purge_all(self) -> None:
+        started = time.monotonic()
+        cutoff = datetime.now(UTC) - self._retention
+        removed = PurgeProgress(0, 0, 0)
+        failures = 0
+        while not self._stopped.is_set():
+            try:
+                self._keep_turn()
+                for namespace in self._store.due_namespaces(cutoff):
+                    for more in self._steps(namespace, cutoff):
+                        removed = PurgeProgress(*(a + b for a, b in zip(removed, more, strict=True)))
+                        failures = 0
+                if not self._stopped.is_set():
+                    self._turn.give_back(self._interval)
+                    self._metrics.purge_success.set_to_current_time()
+                break
+            except _LeaseLost:
+                log.warning("this server was too slow, and lost its turn to purge")
+                break
+            except ShuttingDown:
+                raise
+            except RecallError as error:
+                failures += 1
+                if failures == _MOST_FAILURES:
+                    log.warning("the purge is given up for now: %s", error.reason)
+                    break
+                self._stopped.wait(_AFTER_FAILURE)
+        if self._stopped.is_set():
+            self._turn.give_back(timedelta(0))
+        if any(removed):
+            log.info("purged %d sessions, %d messages, %d users in %.1f s", *removed, time.monotonic() - started)
+
+    def _steps(self, namespace: str, cutoff: datetime) -> Iterator[PurgeProgress]:
+        """Purges a namespace; yields what each step removed."""
+        before = PurgeProgress(0, 0, 0)
+        step_began = time.monotonic()
+        for total in self._store.purge(LocalCall(namespace), PurgeQuery(cutoff=cutoff)):
+            more = PurgeProgress(*(now - then for now, then in zip(total, before, strict=True)))
+            before = total
+            for kind, number in more._asdict().items():
+                self._metrics.purged.labels(kind).inc(number)
+            yield more
+            self._rest(time.monotonic() - step_began)
+            self._keep_turn()
+            if self._stopped.is_set():
+                return
+            step_began = time.monotonic()
+
+    def _keep_turn(self) -> None:
+        """Renews the lease when that is due. Raises _LeaseLost."""
+        now = time.monotonic()
+        if now - self._renewed > LEASE_TTL.total_seconds() / 3:
+            if not self._turn.renew():
+                raise _LeaseLost
+            self._renewed = now
+
+    def _rest(self, seconds: float) -> None:
+        self._stopped.wait(min(seconds, _AFTER_FAILURE))
+        waited = 0.0
+        while self._busy() and waited < _AFTER_FAILURE and not self._stopped.wait(_WHILE_BUSY):
+            waited += _WHILE_BUSY
+
+
+class _LeaseLost(Exception):
+    """Another server may purge now."""

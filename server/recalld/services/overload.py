@@ -1,0 +1,133 @@
+"""What happens to more calls than the server can work on: they are answered at once, and told to come back later."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+import grpc
+
+from recalld.errors import Overloaded
+from recalld.metrics import Metrics
+from recalld.services.status import abort
+from recalld.services.wrapping import Behaviour, Handler, is_beside
+
+R = TypeVar("R")
+
+_HEALTH: Final = "/grpc.health.v1.Health/"
+
+# Threads for what needs next to no work: turning calls away, and telling health.
+_QUICK_THREADS: Final = 2
+
+# Calls that may be on their way to being turned away. Beyond them gRPC does it, with fewer words.
+MOST_REFUSALS: Final = 1024
+
+
+class CallThreads(ThreadPoolExecutor):
+    """A thread for each call that is worked on. Nothing waits for one: see TurnAway."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most, thread_name_prefix="recalld-call")
+        self.most = most
+        self.calls = 0
+        self._counting = threading.Lock()
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        with self._counting:
+            self.calls += 1
+        try:
+            future = super().submit(fn, *args, **kwargs)
+        except RuntimeError:  # shut down
+            self._ended()
+            raise
+        future.add_done_callback(self._ended)
+        return future
+
+    def _ended(self, _future: object = None) -> None:
+        with self._counting:
+            self.calls -= 1
+
+
+class TurnAway(grpc.ServerInterceptor):
+    """Answers a call that finds all threads taken, without decoding it, on a thread kept for that.
+
+    gRPC would queue it where nobody sees it, and work on it when its caller has long given up. gRPC's own limit tells
+    the caller neither why nor when to come back. Health has threads of its own too: a busy server is no dead one. So
+    has reflection, which anybody may call and leave open.
+
+    It looks at each call when that arrives, on gRPC's serving thread, so it must be quick.
+    """
+
+    def __init__(self, threads: CallThreads, metrics: Metrics) -> None:
+        self._threads = threads
+        self._metrics = metrics
+        self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-quick")
+        self._health = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-health-call")
+        self._reflection = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-reflection")
+        self._refusing: dict[str, Handler] = {}
+        self._beside: dict[str, Handler] = {}
+
+    def close(self) -> None:
+        """Lets its threads end."""
+        self._quick.shutdown(wait=False)
+        self._health.shutdown(wait=False)
+        self._reflection.shutdown(wait=False)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Handler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Handler | None:
+        handler = continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        if is_beside(method):
+            threads = self._health if method.startswith(_HEALTH) else self._reflection
+            return self._beside.get(method) or self._beside.setdefault(method, _on(threads, handler))
+        if self._threads.calls < self._threads.most:
+            return handler
+        return self._refusing.get(method) or self._refusing.setdefault(method, self._refuse(handler))
+
+    def _refuse(self, handler: Handler) -> Handler:
+        def unary(request: bytes, context: grpc.ServicerContext) -> Any:
+            self._metrics.refused.inc()
+            abort(context, Overloaded())
+
+        def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
+            self._metrics.refused.inc()
+            abort(context, Overloaded())
+            yield
+
+        if handler.response_streaming:
+            return _on(self._quick, grpc.unary_stream_rpc_method_handler(stream))
+        return _on(self._quick, grpc.unary_unary_rpc_method_handler(unary))
+
+
+def _on(threads: ThreadPoolExecutor, handler: Handler) -> Handler:
+    """The handler, with its behaviour run by these threads."""
+
+    def moved(behaviour: Behaviour) -> Behaviour:
+        # It keeps its attributes: by one of them gRPC knows that an open Watch of health holds no thread.
+        @functools.wraps(behaviour)
+        def run(*arguments: Any, **options: Any) -> Any:
+            return behaviour(*arguments, **options)
+
+        run.experimental_thread_pool = threads  # type: ignore[attr-defined]  # how gRPC is told
+        return run
+
+    if handler.stream_stream is not None:
+        return grpc.stream_stream_rpc_method_handler(
+            moved(handler.stream_stream), handler.request_deserializer, handler.response_serializer
+        )
+    if handler.unary_stream is not None:
+        return grpc.unary_stream_rpc_method_handler(
+            moved(handler.unary_stream), handler.request_deserializer, handler.response_serializer
+        )
+    assert handler.unary_unary is not None, "no method here answers one of many requests"
+    return grpc.unary_unary_rpc_method_handler(
+        moved(handler.unary_unary), handler.request_deserializer, handler.response_serializer
+    )

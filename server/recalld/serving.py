@@ -1,0 +1,304 @@
+"""Running until told to stop: one server in this process, or several in processes of their own on one port."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import multiprocessing.connection
+import multiprocessing.resource_tracker
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Final
+
+from pydantic import SecretStr
+
+from recalld import logs
+from recalld.app import Server, StartError
+from recalld.conflicts import check_serving
+from recalld.embedded import EmbeddedPostgresError, postgres
+from recalld.settings import Settings, SettingsError
+from recalld.storage import MigrationError
+
+if TYPE_CHECKING:
+    from multiprocessing.context import SpawnProcess
+
+    from prometheus_client import CollectorRegistry
+
+log = logging.getLogger(__name__)
+
+_STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+# Seconds before a worker that died is started again; the last one repeats. One that lived for a while starts anew.
+_BACKOFF: Final = (0.2, 1.0, 2.0, 5.0, 10.0)
+_LIVED: Final = 60.0
+
+# Seconds that a worker has to end, beyond its delay and grace, before it is killed.
+_EXIT_MARGIN: Final = 5.0
+
+
+def serve(settings: Settings, started: Callable[[str], None]) -> None:
+    """Serves until SIGTERM or SIGINT; a second one cancels the calls that are still in progress.
+
+    The signals are blocked rather than handled, in every thread, and in the programs that start and stop the embedded
+    Postgres, since Ctrl-C goes to all processes of a terminal. One thread waits for them.
+
+    Args:
+        settings: of the server.
+        started: called with the address once it listens.
+
+    Raises SettingsError, StartError, EmbeddedPostgresError, MigrationError.
+    """
+    if settings.workers > 1:
+        # It would be started with the first worker, and unblock the signals then.
+        multiprocessing.resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    if settings.workers > 1:
+        _Supervisor(settings).run(started)
+    else:
+        _serve_here(Server(settings), started, metrics=settings.metrics_listen)
+    log.info("stopped")
+
+
+def _serve_here(server: Server, started: Callable[[str], None], *, metrics: str | None) -> None:
+    _obey_signals(server.finish, server.cancel_calls)
+    try:
+        with server, _metrics_served(metrics, server.metrics.registry):
+            started(server.address)
+            server.wait()
+    except EmbeddedPostgresError:
+        if not server.finished:  # otherwise Ctrl-C interrupted initdb, which leaves nothing behind
+            raise
+
+
+def _obey_signals(finish: Callable[[], None], hurry: Callable[[], None]) -> None:
+    def obey() -> None:
+        received = signal.sigwait(_STOP_SIGNALS)
+        finish()
+        log.info("stopping on %s", signal.Signals(received).name)
+        while True:
+            signal.sigwait(_STOP_SIGNALS)
+            hurry()
+
+    threading.Thread(target=obey, name="recalld-signals", daemon=True).start()
+
+
+@contextmanager
+def _metrics_served(address: str | None, registry: CollectorRegistry) -> Iterator[None]:
+    if address is None:
+        yield
+        return
+    from prometheus_client import start_http_server
+
+    host, _, port = address.rpartition(":")
+    try:
+        server, thread = start_http_server(int(port), host.strip("[]"), registry)
+    except OSError as error:
+        raise StartError(f"cannot serve metrics on {address}: {error.strerror}") from None
+    log.info("metrics on http://%s:%d/metrics", host, server.server_port)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+# --- several processes
+
+
+class _Worker:
+    """One worker process, and what it said last.
+
+    Args:
+        settings: of its server.
+        number: its place among the workers.
+        attempt: how many had this place before; those that lived for long are not counted.
+    """
+
+    def __init__(self, settings: Settings, number: int, attempt: int = 0) -> None:
+        # A fresh interpreter: gRPC cannot be forked once it was used.
+        context = multiprocessing.get_context("spawn")
+        self.words, theirs = context.Pipe(duplex=False)
+        self.number = number
+        self.attempt = attempt
+        self.process: SpawnProcess = context.Process(
+            target=_work, args=(settings, theirs), name=f"recalld-worker-{number}"
+        )
+        self.started_at = time.monotonic()
+        self.replaced_at: float | None = None
+        self.process.start()
+        theirs.close()
+
+    def failure(self) -> str | None:
+        """Why it cannot work, if it said so."""
+        said = self._last_words()
+        return said[1] if said is not None and said[0] == "failed" else None
+
+    def wait_until_started(self) -> None:
+        """Returns when it listens. Raises StartError."""
+        said = self._last_words(wait=True)
+        if said is None:
+            self.process.join()
+            raise StartError(f"worker {self.number} ended with status {self.process.exitcode} before it started")
+        if said[0] == "failed":
+            raise StartError(said[1])
+
+    def _last_words(self, *, wait: bool = False) -> tuple[str, str] | None:
+        said = None
+        try:
+            while wait or self.words.poll():
+                said = self.words.recv()
+                wait = False
+        except EOFError:
+            pass
+        return said
+
+
+def _work(settings: Settings, words: Connection) -> None:
+    """The main function of a worker process."""
+    # Ctrl-C goes to a terminal's whole process group, but only the supervisor is to hear it.
+    os.setpgrp()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    logs.set_up(settings.log_level, settings.log_format)
+    server = Server(settings, share_port=True)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        server.finish()
+
+    threading.Thread(target=end_with_parent, name="recalld-orphan", daemon=True).start()
+    try:
+        _serve_here(server, lambda address: words.send(("started", address)), metrics=None)
+    except (SettingsError, StartError, MigrationError) as error:
+        words.send(("failed", str(error)))
+        raise SystemExit(1) from None
+
+
+class _Supervisor:
+    """Starts the workers, starts those again that die, and passes the word to stop on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._stopping = threading.Event()
+        self._wake_read, self._wake_write = os.pipe()
+        self._workers: list[_Worker] = []
+
+    def run(self, started: Callable[[str], None]) -> None:
+        check_serving(self._settings)
+        _obey_signals(self._stop, self._signal_workers)
+        with ExitStack() as closing:
+            listen = closing.enter_context(_reserved(self._settings.listen))
+            registry = closing.enter_context(_shared_metrics())
+            url = self._settings.database_url or SecretStr(closing.enter_context(postgres(self._settings.data_dir)))
+            self._settings = self._settings.model_copy(update={"listen": listen, "database_url": url})
+            closing.enter_context(_metrics_served(self._settings.metrics_listen, registry))
+            closing.callback(self._end_workers)
+            for number in range(self._settings.workers):
+                self._workers.append(_Worker(self._settings, number))
+            for worker in self._workers:
+                worker.wait_until_started()
+            started(listen)
+            while not self._stopping.is_set():
+                self._watch()
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        os.write(self._wake_write, b"x")
+
+    def _watch(self) -> None:
+        """Waits for workers to die, and for the time to start others in their place."""
+        due = [worker.replaced_at for worker in self._workers if worker.replaced_at is not None]
+        timeout = max(0.0, min(due) - time.monotonic()) if due else None
+        sentinels = [worker.process.sentinel for worker in self._workers if worker.replaced_at is None]
+        multiprocessing.connection.wait([self._wake_read, *sentinels], timeout)
+        for index, worker in enumerate(self._workers):
+            if self._stopping.is_set():
+                return
+            if worker.replaced_at is None:
+                if not worker.process.is_alive():
+                    _bury(worker)
+            elif worker.replaced_at <= time.monotonic():
+                self._workers[index] = _Worker(self._settings, worker.number, worker.attempt + 1)
+
+    def _signal_workers(self) -> None:
+        for worker in self._workers:
+            if worker.process.is_alive() and worker.process.pid is not None:
+                os.kill(worker.process.pid, signal.SIGTERM)
+
+    def _end_workers(self) -> None:
+        self._signal_workers()
+        grace = self._settings.shutdown_delay + self._settings.shutdown_grace
+        deadline = time.monotonic() + grace.total_seconds() + _EXIT_MARGIN
+        for worker in self._workers:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.is_alive():
+                log.error("worker %d does not end, and is killed", worker.number)
+                worker.process.kill()
+                worker.process.join()
+
+
+@contextmanager
+def _reserved(address: str) -> Iterator[str]:
+    """The address, with a port that workers can share and that nobody else listens on. Raises StartError."""
+    host, _, port = address.rpartition(":")
+    bare = host.strip("[]")
+    family = socket.AF_INET6 if ":" in bare else socket.AF_INET
+    with socket.socket(family) as alone, socket.socket(family) as shared:
+        try:
+            # Fails when anyone listens there, also by sharing, as another server's workers do.
+            alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            alone.bind((bare, int(port)))
+            picked = alone.getsockname()[1]
+            alone.close()
+            # Holds the port while no worker listens on it.
+            shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            shared.bind((bare, picked))
+        except OSError:
+            raise StartError(f"cannot listen on {address}: it is in use, or not ours to use") from None
+        yield f"{host}:{picked}"
+
+
+@contextmanager
+def _shared_metrics() -> Iterator[CollectorRegistry]:
+    """A registry over the metrics of all workers, which they keep in files of a directory of their own."""
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    directory = tempfile.mkdtemp(prefix="recalld-metrics-")
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = directory
+    try:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        yield registry
+    finally:
+        del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _bury(worker: _Worker) -> None:
+    """Takes note of a worker's death, and decides when another follows. Raises StartError when none could work."""
+    from prometheus_client.multiprocess import mark_process_dead
+
+    mark_process_dead(worker.process.pid)  # type: ignore[no-untyped-call]
+    failure = worker.failure()
+    # What one that replaces another meets, such as a certificate that is just being written, the others do not suffer.
+    if failure and not worker.attempt:
+        raise StartError(failure)
+    now = time.monotonic()
+    if now - worker.started_at > _LIVED:
+        worker.attempt = 0
+    pause = _BACKOFF[min(worker.attempt, len(_BACKOFF) - 1)]
+    worker.replaced_at = now + pause
+    why = f" ({failure})" if failure else ""
+    status = worker.process.exitcode
+    log.error("worker %d ended with status %s%s; another starts in %g s", worker.number, status, why, pause)

@@ -1,0 +1,48 @@
+"""Leases: what only one server at a time may do, in a row that expires when its holder dies.
+
+Not an advisory lock: that belongs to a connection, which a pooler gives to somebody else after each transaction.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+from uuid import uuid4
+
+from recalld.domain import LocalCall
+from recalld.limits import DEFAULT_NAMESPACE
+from recalld.storage.database import Database
+from recalld.storage.sql import statements
+
+_SQL: Final = statements("lease")
+
+
+class Lease:
+    """One server's part in a lease.
+
+    Args:
+        database: where it is kept.
+        name: what it is for.
+        ttl: how long it holds without being renewed.
+    """
+
+    def __init__(self, database: Database, name: str, ttl: timedelta) -> None:
+        self._database = database
+        self._values = {"name": name, "holder": uuid4(), "ttl": ttl}
+
+    def take(self) -> bool:
+        """Takes the lease, unless another has it or it is not yet time."""
+        return self._run("take", {})
+
+    def renew(self) -> bool:
+        """Keeps the lease for another `ttl`; False when it has expired, and may be another's."""
+        return self._run("renew", {})
+
+    def give_back(self, pause: timedelta) -> None:
+        """Ends the lease, and lets nobody take it during the pause."""
+        self._run("give_back", {"pause": pause})
+
+    def _run(self, statement: str, values: dict[str, timedelta]) -> bool:
+        with self._database.connection(LocalCall(DEFAULT_NAMESPACE)) as connection:
+            cursor = connection.execute(_SQL[statement], self._values | values)
+            return cursor.rowcount > 0

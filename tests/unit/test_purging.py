@@ -1,0 +1,252 @@
+"""Purging on a schedule, on a clock of the test's: whose turn it is, how hard it works, and what stops it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+
+from recalld import purging
+from recalld.domain import Call, PurgeProgress, PurgeQuery
+from recalld.errors import RecallError, ShuttingDown, StorageUnavailable
+from recalld.metrics import Metrics
+from recalld.purging import LEASE_TTL, Purger
+
+RETENTION = timedelta(days=30)
+INTERVAL = timedelta(hours=1)
+TTL = LEASE_TTL.total_seconds()
+
+
+class World:
+    """Time that passes only when somebody waits or works; what happened, in order; and an end of it all."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, ends_at: float) -> None:
+        self.now = 0.0
+        self.ends_at = ends_at
+        self.happened: list[str] = []
+        self.waits: list[float] = []
+        monkeypatch.setattr(purging, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(purging, "threading", SimpleNamespace(Event=lambda: Stopped(self), Thread=Inline))
+
+
+class Stopped:
+    """A threading.Event that is set when the world ends."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set or self._world.now >= self._world.ends_at
+
+    def wait(self, seconds: float) -> bool:
+        self._world.waits.append(seconds)
+        self._world.now += seconds
+        return self.is_set()
+
+
+class Inline:
+    """A thread that has run to its end when it has started."""
+
+    def __init__(self, target: Callable[[], None], **_: object) -> None:
+        self._target = target
+
+    def start(self) -> None:
+        self._target()
+
+    def join(self, timeout: float) -> None:
+        pass
+
+
+class Store:
+    """Removes a session with each step, in namespaces that are empty afterwards."""
+
+    def __init__(self, world: World, steps: dict[str, int], *, seconds: float = 0.0) -> None:
+        self.cutoffs: list[datetime] = []
+        self.failures: list[RecallError] = []
+        self._world = world
+        self._steps = dict(steps)
+        self._seconds = seconds
+
+    def due_namespaces(self, cutoff: datetime) -> list[str]:
+        self.cutoffs.append(cutoff)
+        if self.failures:
+            raise self.failures.pop()
+        return list(self._steps)
+
+    def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]:
+        self._world.happened.append(f"purge {call.namespace}")
+        for done in range(1, self._steps.pop(call.namespace) + 1):
+            self._world.now += self._seconds
+            yield PurgeProgress(done, 10 * done, 0)
+
+
+class Turn:
+    """A lease, by the world's clock, of which `others` may have the first seconds."""
+
+    def __init__(self, world: World, *, others: float = 0.0) -> None:
+        self._world = world
+        self._next = others
+        self.expires = 0.0
+        self.overdue = False
+
+    def take(self) -> bool:
+        if self._world.now < self._next:
+            return False
+        self._world.happened.append("take")
+        self.expires = self._world.now + TTL
+        return True
+
+    def renew(self) -> bool:
+        if self._world.now >= self.expires:
+            self.overdue = True
+            return False
+        self.expires = self._world.now + TTL
+        return True
+
+    def give_back(self, pause: timedelta) -> None:
+        self._world.happened.append(f"give back for {pause.total_seconds():g} s")
+        self._next = self._world.now + pause.total_seconds()
+
+
+def run(
+    store: Store, turn: Turn, *, busy: Callable[[], bool] = lambda: False, interval: timedelta = INTERVAL
+) -> Metrics:
+    metrics = Metrics()
+    Purger(store, turn, busy, RETENTION, interval, metrics).start()
+    return metrics
+
+
+def test_it_purges_every_namespace_once_an_interval(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(monkeypatch, ends_at=INTERVAL.total_seconds() + 60)
+    with caplog.at_level(logging.INFO):
+        metrics = run(Store(world, {"a": 2, "b": 3}), Turn(world))
+
+    assert world.happened == ["take", "purge a", "purge b", "give back for 3600 s", "take", "give back for 3600 s"]
+    assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 5
+    assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "messages"}) == 50
+    assert metrics.registry.get_sample_value("recalld_purge_last_success_timestamp_seconds") != 0
+    assert [message.partition(" in ")[0] for message in caplog.messages] == ["purged 5 sessions, 50 messages, 0 users"]
+
+
+def test_it_purges_only_what_was_deleted_before_the_retention(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, ends_at=20)
+    store = Store(world, {})
+    before = datetime.now(UTC)
+    run(store, Turn(world))
+    [cutoff] = store.cutoffs
+    assert before <= cutoff + RETENTION <= datetime.now(UTC)
+
+
+def test_it_purges_nothing_while_it_is_another_servers_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, ends_at=200)
+    metrics = run(Store(world, {"a": 1}), Turn(world, others=1000))
+    assert world.happened == []
+    assert metrics.registry.get_sample_value("recalld_purge_last_success_timestamp_seconds") == 0
+
+
+def test_it_looks_often_enough_to_take_over_soon_from_a_server_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, ends_at=100)
+    run(Store(world, {"a": 1}), Turn(world, others=TTL), interval=timedelta(days=7))
+    assert world.happened[0] == "take"
+    assert world.waits[:3] == [15, 15, 0]
+
+
+def test_it_rests_after_each_step_for_as_long_as_the_step_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, ends_at=60)
+    run(Store(world, {"a": 3}, seconds=0.25), Turn(world))
+    assert world.waits[1:4] == [0.25, 0.25, 0.25]
+
+
+def test_it_stays_away_while_calls_wait_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, ends_at=60)
+    began = None
+
+    def busy() -> bool:
+        nonlocal began
+        began = world.now if began is None else began
+        return True
+
+    metrics = run(Store(world, {"a": 2}), Turn(world), busy=busy)
+    assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 2
+    # The look, then for each of two steps its rest and the wait for calls to get through.
+    assert began is not None
+    assert world.waits.count(0.2) == 2 * 25
+
+
+@pytest.mark.parametrize("steps", [{"a": 40}, dict.fromkeys("abcdefghij", 4)], ids=["one namespace", "many"])
+def test_a_long_purge_keeps_its_turn(steps: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, ends_at=400)
+    turn = Turn(world)
+    metrics = run(Store(world, steps, seconds=2), turn)
+    assert not turn.overdue
+    assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 40
+
+
+def test_a_server_that_lost_its_turn_stops_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(monkeypatch, ends_at=60)  # before the next look
+    turn = Turn(world)
+    store = Store(world, {"a": 9}, seconds=TTL + 1)
+    metrics = run(store, turn)
+    assert turn.overdue
+    assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 1
+    assert metrics.registry.get_sample_value("recalld_purge_last_success_timestamp_seconds") == 0
+    assert "lost its turn" in caplog.text
+    assert not [event for event in world.happened if event.startswith("give back for 3600")]
+
+
+def test_a_run_goes_on_after_failures_and_keeps_its_turn_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, ends_at=120)
+    store, turn = Store(world, {"a": 1}), Turn(world)
+    store.failures = [StorageUnavailable() for _ in range(9)]
+    metrics = run(store, turn)
+    assert not turn.overdue
+    assert world.happened == ["take", "purge a", "give back for 3600 s"]
+    assert metrics.registry.get_sample_value("recalld_purge_last_success_timestamp_seconds") != 0
+
+
+def test_a_run_that_fails_again_and_again_is_given_up_until_the_next_look(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(monkeypatch, ends_at=100)
+    store = Store(world, {"a": 1})
+    store.failures = [StorageUnavailable() for _ in range(10)]
+    run(store, Turn(world))
+    assert "given up for now: STORAGE_UNAVAILABLE" in caplog.text
+    assert world.happened == ["take", "take", "purge a", "give back for 3600 s"]
+
+
+def test_a_server_that_stops_lets_another_go_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, ends_at=18)
+    metrics = run(Store(world, {"a": 9}, seconds=1), Turn(world))
+    assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 2
+    assert world.happened == ["take", "purge a", "give back for 0 s"]
+
+
+def test_it_ends_when_the_pool_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(monkeypatch, ends_at=1000)
+    store = Store(world, {"a": 1})
+    store.failures = [ShuttingDown()]
+    run(store, Turn(world))
+    assert world.now < 100
+
+
+def test_a_defect_costs_one_run_and_not_the_schedule(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World(monkeypatch, ends_at=100)
+    store = Store(world, {"a": 1})
+    store.failures = [ZeroDivisionError()]  # type: ignore[list-item]  # what no store should raise
+    run(store, Turn(world))
+    assert "the purge failed" in caplog.text
+    assert world.happened == ["take", "take", "purge a", "give back for 3600 s"]
