@@ -4,6 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 SECONDS ?= 600
 ARGS ?=
+POSTGRES ?= $(wildcard /usr/lib/postgresql/*/bin)
 
 BIN := .venv/bin
 PROTOS := $(wildcard protos/recall/v1/*.proto)
@@ -19,10 +20,10 @@ protoc = PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=pr
 	cp protos/recall/v1/service_config.json $(1)/recall/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test fuzz grpcurl interop lint types format generate stubs docs verify breaking released check clean
+.PHONY: help install run test test-faults test-postgres fuzz grpcurl interop lint types format generate stubs docs verify breaking released check clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with recalld and what its development needs (PYTHON=python3.13 chooses another Python)
 
@@ -38,9 +39,21 @@ run: $(INSTALLED) ## Serve on 127.0.0.1:50051 with an embedded Postgres (ARGS="-
 test: $(INSTALLED) $(LOCAL_GRPCURL) ## Run every test (WORKERS=0 in one process, ARGS="-k purge" passes options)
 	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
+test-faults: $(INSTALLED) ## Run the slow tests of tests/faults: long outages, crashes by the dozen
+	$(BIN)/python -m pytest -n $(WORKERS) -m faults $(ARGS)
+
+test-postgres: $(INSTALLED) ## Run the tests that use Postgres on each that is installed (POSTGRES=/usr/lib/postgresql/15/bin chooses)
+	@for programs in $(POSTGRES); do \
+	TEST_POSTGRES=$$programs $(BIN)/python -m pytest -n $(WORKERS) tests/contract tests/integration tests/migrations $(ARGS) \
+	|| exit 1; done
+
 fuzz: $(INSTALLED) ## Throw hostile input at the server for SECONDS=600, other input each time
 	@end=$$(($$(date +%s) + $(SECONDS))); while [ $$(date +%s) -lt $$end ]; do \
 	FUZZ_FACTOR=20 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz $(ARGS) || exit 1; done
+
+soak: SECONDS = 1200
+soak: $(INSTALLED) ## Run two servers under mixed load for SECONDS=1200, one killed now and then, and look for leaks
+	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
 grpcurl: .tools/grpcurl ## Install grpcurl in .tools, which takes Go; `make test` does so where there is Go
 

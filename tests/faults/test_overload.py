@@ -1,0 +1,170 @@
+"""More calls than the server can work on: some are served as ever, the others told at once to come back later."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_status import rpc_status
+
+from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
+from recall.v1.session_pb2 import StreamSessionsRequest
+from recalld.app import Server
+from recalld.domain import LocalCall
+from recalld.storage import PostgresStore
+from tests.faults.waiting import tables_locked, wait_until
+from tests.integration.conftest import Client, connected, serving
+from tests.processes import DEADLINE, SERVING
+
+MOST = 8
+TEN_TIMES = 10 * MOST
+ADD = "/recall.v1.MemoryService/AddMemory"
+
+# Seconds in which an idle server would answer many times over, on a machine with much else to do.
+PROMPT = 2.0
+
+
+def hello(session_id: str = "s", size: int = 1) -> AddMemoryRequest:
+    return AddMemoryRequest(session_id=session_id, messages=[Message(role="user", content="x" * size)])
+
+
+def refusal(call: Any) -> tuple[Any, ...]:
+    """What a call that was turned away says: code, reason, and whether it says twice when to come back."""
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    details = rpc_status.from_call(call).details
+    found = [detail.Unpack(info) or detail.Unpack(retry) for detail in details]
+    pushback = [int(value) for key, value in call.trailing_metadata() if key == "grpc-retry-pushback-ms"]
+    return call.code().name, info.reason, all(found), pushback == [round(retry.retry_delay.ToMilliseconds())]
+
+
+OVERLOADED = ("RESOURCE_EXHAUSTED", "OVERLOADED", True, True)
+
+
+@contextmanager
+def full(database_url: str) -> Iterator[tuple[Server, Client, list[Any]]]:
+    """A server all of whose threads are taken, a client of it, and the calls that have them; they end well."""
+    limits = {"max_concurrent_calls": MOST, "pool_size": MOST, "lock_timeout": timedelta(minutes=1)}
+    with serving(database_url, **limits) as server, connected(server) as client:
+        with tables_locked(database_url) as wait_for:
+            accepted = [client.memory.AddMemory.future(hello(), timeout=DEADLINE) for _ in range(MOST)]
+            wait_for(MOST)
+            yield server, client, accepted
+            assert not any(call.done() for call in accepted)
+        seqs = sorted(call.result().messages[0].seq for call in accepted)
+        assert seqs == list(range(1, MOST + 1))
+
+
+def counted(server: Server) -> int:
+    return int(server.metrics.registry.get_sample_value("recalld_calls_refused_total") or 0)
+
+
+def test_what_is_accepted_is_served_and_the_rest_turned_away_at_once(database_url: str) -> None:
+    with full(database_url) as (server, client, _):
+        began = time.monotonic()
+        refused = [client.memory.AddMemory.future(hello(), timeout=DEADLINE) for _ in range(TEN_TIMES)]
+        assert Counter(refusal(call.exception()) for call in refused) == {OVERLOADED: TEN_TIMES}
+        assert time.monotonic() - began < PROMPT
+        assert counted(server) == TEN_TIMES
+
+
+def test_a_server_that_is_not_full_turns_nobody_away(database_url: str) -> None:
+    """The control of the test above."""
+    limits = {"max_concurrent_calls": MOST + TEN_TIMES, "pool_size": MOST}
+    with serving(database_url, **limits) as server, connected(server) as client:
+        calls = [client.memory.AddMemory.future(hello(), timeout=DEADLINE) for _ in range(MOST + TEN_TIMES)]
+        assert sorted(call.result().messages[0].seq for call in calls) == list(range(1, MOST + TEN_TIMES + 1))
+        assert counted(server) == 0
+
+
+def test_a_full_server_has_no_more_threads_than_it_may_and_tells_its_health(database_url: str) -> None:
+    with full(database_url) as (_, client, _), ThreadPoolExecutor() as threads:
+        stopped = threading.Event()
+
+        def storm() -> int:
+            turned_away = 0
+            while not stopped.is_set():
+                turned_away += client.memory.AddMemory.future(hello(), timeout=DEADLINE).exception() is not None
+            return turned_away
+
+        storms = [threads.submit(storm) for _ in range(4)]
+        try:
+            for _ in range(20):
+                began = time.monotonic()
+                answer = HealthStub(client.channel).Check(HealthCheckRequest(), timeout=DEADLINE)
+                assert answer.status == SERVING
+                assert time.monotonic() - began < PROMPT
+            names = Counter(thread.name.rpartition("_")[0] for thread in threading.enumerate())
+        finally:
+            stopped.set()
+        assert sum(storm.result(DEADLINE) for storm in storms) > 0
+        assert names["recalld-call"] == MOST
+        assert names["recalld-quick"] <= 2
+        assert names["recalld-health-call"] <= 2
+
+
+def send_nonsense(client: Client) -> None:
+    """Sends bytes that are no request."""
+    method: grpc.UnaryUnaryMultiCallable[bytes, bytes] = client.channel.unary_unary(ADD)
+    method(b"no message of any kind", timeout=DEADLINE)
+
+
+def test_a_call_that_is_turned_away_is_not_even_decoded(database_url: str) -> None:
+    with full(database_url) as (server, client, _):
+        with pytest.raises(grpc.RpcError) as refused:
+            send_nonsense(client)
+        assert refusal(refused.value) == OVERLOADED
+        assert counted(server) == 1
+    # The control: one that is accepted is.
+    with serving(database_url) as server, connected(server) as client:
+        with pytest.raises(grpc.RpcError) as invalid:
+            send_nonsense(client)
+        assert invalid.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_stream_is_turned_away_like_any_call(database_url: str) -> None:
+    with full(database_url) as (_, client, _):
+        stream = client.sessions.StreamSessions(StreamSessionsRequest(), timeout=DEADLINE)
+        with pytest.raises(grpc.RpcError) as refused:
+            next(stream)
+        assert refusal(refused.value) == OVERLOADED
+
+
+def test_slow_readers_cost_no_connection_and_no_other_call_its_time(
+    database_url: str, postgres_store: PostgresStore
+) -> None:
+    for n in range(200):  # more than gRPC takes for a client that does not read
+        postgres_store.create_session(LocalCall("default"), f"s{n}", "", {"large": "x" * 60_000})
+    limits = {"max_concurrent_calls": MOST, "pool_size": 1, "max_streams": 4}
+    request = StreamSessionsRequest(chunk_size=1)
+    with serving(database_url, **limits) as server, connected(server) as client:
+        streams = [client.sessions.StreamSessions(request, timeout=120) for _ in range(4)]
+        for stream in streams:
+            next(stream)
+        progress = server.metrics.registry
+        wait_until(lambda: progress.get_sample_value("recalld_calls_in_progress") == 4, "a stream has ended")
+        began = time.monotonic()
+        for n in range(20):
+            client.memory.AddMemory(hello(f"other-{n}"), timeout=DEADLINE)
+            client.memory.GetMemory(GetMemoryRequest(session_id=f"other-{n}"), timeout=DEADLINE)
+        assert time.monotonic() - began < 5 * PROMPT
+        with pytest.raises(grpc.RpcError) as refused:
+            next(client.sessions.StreamSessions(request, timeout=DEADLINE))
+        assert refusal(refused.value) == OVERLOADED
+        assert progress.get_sample_value("recalld_calls_in_progress") == 4
+        # Whoever leaves makes room.
+        streams.pop().cancel()
+        wait_until(lambda: progress.get_sample_value("recalld_calls_in_progress") == 3, "a stream goes on unread")
+        next(client.sessions.StreamSessions(request, timeout=DEADLINE))
+        rest = [session.session_id for chunk in streams[0] for session in chunk.sessions]
+        assert len(rest) >= 199

@@ -1,0 +1,39 @@
+"""Waiting for something to come true, and calls that wait because a test has them wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import psycopg
+
+from tests.processes import DEADLINE
+
+_WAITING = """
+    select count(*) from pg_locks
+     where not granted and database = (select oid from pg_database where datname = current_database())
+"""
+
+
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = DEADLINE) -> None:
+    """Returns when the condition holds; fails with the words of `what` when it does not within `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+@contextmanager
+def tables_locked(url: str) -> Iterator[Callable[[int], None]]:
+    """Makes every call wait that needs a session, to the end of the context.
+
+    What it yields returns when so many wait.
+    """
+    with psycopg.connect(url) as connection, psycopg.connect(url, autocommit=True) as observer:
+        connection.execute("lock table recalld.session in access exclusive mode")
+
+        def wait_for(number: int) -> None:
+            wait_until(lambda: observer.execute(_WAITING).fetchone() == (number,), f"not {number} calls wait")
+
+        yield wait_for
