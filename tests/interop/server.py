@@ -12,6 +12,9 @@ from pathlib import Path
 
 import grpc
 
+from recalld.limits import DEFAULT_NAMESPACE
+from tests.certificates import Authority
+from tests.integration.callers import create_key
 from tests.integration.conftest import wait_until_serving
 
 SERVICE_CONFIG = Path(__file__).resolve().parents[2] / "protos" / "recall" / "v1" / "service_config.json"
@@ -51,8 +54,17 @@ class Endpoint:
 
 @contextmanager
 def serving(database_url: str, log: Path) -> Iterator[Endpoint]:
-    """`recalld serve` as a process of its own, which has come to serve; its stderr goes to `log`."""
-    environment = {**os.environ, "RECALLD_DATABASE_URL": database_url, "RECALLD_LISTEN": "127.0.0.1:0"}
+    """`recalld serve` as a process of its own, with TLS and a credential; its stderr goes to `log`."""
+    authority = Authority(log.parent)
+    certificate = authority.issue("localhost", sans=["localhost"])
+    environment = {
+        **os.environ,
+        "RECALLD_DATABASE_URL": database_url,
+        "RECALLD_LISTEN": "localhost:0",
+        "RECALLD_AUTH": "true",
+        "RECALLD_TLS_CERT_FILE": str(certificate.cert_file),
+        "RECALLD_TLS_KEY_FILE": str(certificate.key_file),
+    }
     with (
         log.open("w") as stderr,
         subprocess.Popen(
@@ -67,7 +79,9 @@ def serving(database_url: str, log: Path) -> Iterator[Endpoint]:
             assert process.stdout is not None
             announced = process.stdout.readline().rstrip()
             assert announced.startswith("recalld "), log.read_text()
-            endpoint = Endpoint(announced.rpartition(" ")[2])
+            endpoint = Endpoint(
+                announced.rpartition(" ")[2], create_key(database_url, DEFAULT_NAMESPACE), authority.cert_file
+            )
             with endpoint.channel() as channel:
                 wait_until_serving(channel)
             yield endpoint
