@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Literal, TextIO
 
@@ -24,6 +25,9 @@ _FIELDS: Final = ("method", "code", "reason", "ms", "namespace", "caller", "requ
 _INTERVAL: Final = 0.1
 _MOST_EVENTS: Final = 10_000
 
+# Seconds between two reports of why the database cannot be reached.
+_REMINDER_INTERVAL: Final = 30.0
+
 
 def set_up(level: str, style: Literal["text", "json"]) -> None:
     """Has everything logged from now on, from this level up."""
@@ -32,11 +36,27 @@ def set_up(level: str, style: Literal["text", "json"]) -> None:
     # Not shown, but looked up for each event otherwise.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, handlers=[handler])
-    # Each reports as events what is a step of ours: an attempt to connect, a migration.
-    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
+    logging.getLogger("psycopg.pool").addFilter(_why_not_connected())
+    # Reports each step of a migration, which we report too.
     logging.getLogger("alembic").setLevel(logging.WARNING)
     # Quotes what it could not decode, a credential too; what matters of it is in the answer.
     logging.getLogger("grpc").setLevel(logging.CRITICAL)
+
+
+def _why_not_connected() -> Callable[[logging.LogRecord], bool]:
+    """Lets through why the database cannot be reached, now and then; of what else the pool reports, errors."""
+    last = float("-inf")
+
+    def passes(record: logging.LogRecord) -> bool:
+        nonlocal last
+        if not record.msg.startswith("error connecting"):
+            return record.levelno >= logging.ERROR
+        if record.created - last < _REMINDER_INTERVAL:
+            return False
+        last = record.created
+        return True
+
+    return passes
 
 
 def escaped(text: str) -> str:
@@ -60,7 +80,7 @@ class _Batches(logging.Handler):
         self._events: deque[logging.LogRecord] = deque()
         self._writing = threading.Lock()
         self._filled = threading.Event()
-        self._closed = threading.Event()
+        self._ended = threading.Event()
         # The new thread takes no signals, not even before the server blocks those that it waits for.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -88,15 +108,15 @@ class _Batches(logging.Handler):
                 self._stream.flush()
 
     def close(self) -> None:
-        self._closed.set()
+        self._ended.set()
         self._filled.set()
         self.flush()
         super().close()
 
     def _write_behind(self) -> None:
-        while not self._closed.is_set():
+        while not self._ended.is_set():
             self._filled.wait()
-            self._closed.wait(_INTERVAL)
+            self._ended.wait(_INTERVAL)
             self._filled.clear()
             self.flush()
 

@@ -185,7 +185,7 @@ class Settings(BaseSettings):
     )
     pooler: bool = Field(
         False,
-        description="Whether a transaction-mode pooler, as PgBouncer, is in between. Then lock_timeout and migrate are unused.",
+        description="Whether a transaction-mode pooler, as PgBouncer, is in between: without lock_timeout and migrate.",
     )
     max_concurrent_calls: int = Field(
         128,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -19,6 +20,10 @@ from recalld.services.call import status_code
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 _EXPORTER: Final = "OTEL_TRACES_EXPORTER"
 _EXPORTERS: Final = {"otlp", "console", "none"}
+_NEEDED: Final = {
+    "otlp": ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter"),
+    "console": ("opentelemetry.sdk.trace",),
+}
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _PROTOCOL: Final = "http/protobuf"
 
@@ -45,20 +50,28 @@ class Tracing(NamedTuple):
     close: Callable[[], None]
 
 
-def set_up(environ: Mapping[str, str] = os.environ) -> Tracing | None:
-    """Tracing as the environment asks for it, or None. Raises TracingError."""
+def asked_for(environ: Mapping[str, str] = os.environ) -> str | None:
+    """Where the environment asks spans to be sent: `otlp`, `console`, or None for nowhere. Raises TracingError."""
     exporter = environ.get(_EXPORTER) or ("otlp" if any(environ.get(name) for name in _ENDPOINTS) else "none")
     if exporter not in _EXPORTERS:
         raise TracingError(f'{_EXPORTER}: should be one of {", ".join(sorted(_EXPORTERS))} (got "{exporter}")')
     if exporter == "none" or environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
-    asked = next((name for name in _PROTOCOLS if environ.get(name)), None)
-    if exporter == "otlp" and asked and environ[asked] != _PROTOCOL:
-        raise TracingError(f'{asked}: should be {_PROTOCOL} (got "{environ[asked]}")')
+    protocol = next((name for name in _PROTOCOLS if environ.get(name)), None)
+    if exporter == "otlp" and protocol and environ[protocol] != _PROTOCOL:
+        raise TracingError(f'{protocol}: should be {_PROTOCOL} (got "{environ[protocol]}")')
     try:
-        return _set_up(exporter)
+        for module in _NEEDED[exporter]:
+            import_module(module)
     except ImportError as error:
         raise TracingError(f"traces need {error.name}: pip install 'recalld[otel]'") from None
+    return exporter
+
+
+def set_up(environ: Mapping[str, str] = os.environ) -> Tracing | None:
+    """Tracing as the environment asks for it, or None. Raises TracingError."""
+    exporter = asked_for(environ)
+    return None if exporter is None else _set_up(exporter)
 
 
 def _set_up(exporter: str) -> Tracing:

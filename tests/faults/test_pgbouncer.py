@@ -20,7 +20,7 @@ from tests.faults.pgbouncer import PgBouncer, pgbouncer
 from tests.faults.replica import replica
 from tests.faults.waiting import wait_until
 from tests.postgres import POOLER_VARIABLE, SERVER_VARIABLE
-from tests.processes import DEADLINE, NOT_SERVING, await_health, running
+from tests.processes import DEADLINE, NOT_SERVING, SERVING, await_health, running
 
 # Seconds from the pooler's return to the first write.
 PROMISED = 5.0
@@ -95,24 +95,31 @@ def test_without_the_setting_it_never_serves_and_says_why(tmp_path: Path) -> Non
         with running(tmp_path, arguments(pooler), serves=False) as server:
             wait_until(lambda: "unsupported startup parameter" in server.stderr, "it does not say why")
             with pytest.raises(grpc.RpcError) as waited:
-                await_health(server.address, 1, timeout=1)
+                await_health(server.address, SERVING, timeout=1)
             assert waited.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_through_it_the_schema_is_not_migrated_but_waited_for(tmp_path: Path) -> None:
-    with cluster() as database, pgbouncer(database.port) as pooler:
-        with running(tmp_path, [*arguments(pooler), "--pooler"], serves=False) as server:
-            wait_until(lambda: "run `recalld migrate`" in server.stderr, "it does not say what is missing")
-            assert database.execute("select to_regnamespace('recalld')") == [(None,)]
-            migrated(database)
-            await_health(server.address, 1)
+    with (
+        cluster() as database,
+        pgbouncer(database.port) as pooler,
+        running(tmp_path, [*arguments(pooler), "--pooler"], serves=False) as server,
+    ):
+        wait_until(lambda: "run `recalld migrate`" in server.stderr, "it does not say what is missing")
+        assert database.execute("select to_regnamespace('recalld')") == [(None,)]
+        migrated(database)
+        await_health(server.address, SERVING)
 
 
 def test_timeouts_of_the_role_hold_through_it(tmp_path: Path) -> None:
-    with cluster() as database, pgbouncer(database.port) as pooler:
+    with cluster() as database:
         migrated(database)
         database.execute("alter role postgres set lock_timeout = '200ms'")
-        with replica(tmp_path, *arguments(pooler), "--pooler") as server, server.client() as client:
+        with (
+            pgbouncer(database.port) as pooler,
+            replica(tmp_path, *arguments(pooler), "--pooler") as server,
+            server.client() as client,
+        ):
             add(client)
             with psycopg.connect(database.url) as holding:
                 holding.execute("select from recalld.session for update")

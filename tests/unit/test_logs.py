@@ -28,25 +28,25 @@ log = logging.getLogger("recalld.test")
 def set_up(monkeypatch: pytest.MonkeyPatch) -> Iterator[SetUp]:
     """Sets logging up as `recalld serve` does, and returns what it writes to; undone in the end."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    libraries = {name: logging.getLogger(name).level for name in ("psycopg.pool", "alembic")}
+    libraries = {name: logging.getLogger(name) for name in ("alembic", "grpc", "psycopg.pool")}
+    before = {name: (library.level, library.filters[:]) for name, library in libraries.items()}
+    level = root.level
     for name in ("logThreads", "logProcesses", "logMultiprocessing"):
         monkeypatch.setattr(logging, name, getattr(logging, name))
-    root.handlers.clear()  # pytest's own would be closed
 
     def begin(style: Literal["text", "json"], level: str = "INFO") -> io.StringIO:
         stream = io.StringIO()
         monkeypatch.setattr("sys.stderr", stream)
+        monkeypatch.setattr(root, "handlers", [])  # pytest's own wait meanwhile
         logs.set_up(level, style)
         return stream
 
     yield begin
     for handler in root.handlers:
         handler.close()
-    root.handlers[:] = handlers
     root.setLevel(level)
-    for name, before in libraries.items():
-        logging.getLogger(name).setLevel(before)
+    for name, library in libraries.items():
+        library.level, library.filters = before[name]
 
 
 def written(stream: io.StringIO) -> str:
@@ -153,18 +153,18 @@ def test_what_is_less_urgent_is_written_soon_without_anybody_asking(set_up: SetU
 def test_many_threads_lose_nothing_and_keep_their_order(set_up: SetUp) -> None:
     stream = set_up("json")
 
-    def write(thread: int) -> None:
+    def write(writer: int) -> None:
         for number in range(500):
-            log.log(logging.INFO if number % 50 else logging.WARNING, "%d %d", thread, number)
+            log.log(logging.INFO if number % 50 else logging.WARNING, "%d %d", writer, number)
 
-    threads = [threading.Thread(target=write, args=(thread,)) for thread in range(6)]
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     found = [tuple(map(int, json.loads(line)["message"].split())) for line in written(stream).splitlines()]
-    for thread in range(6):
-        assert [number for other, number in found if other == thread] == list(range(500))
+    for writer in range(6):
+        assert [number for other, number in found if other == writer] == list(range(500))
 
 
 def test_closing_writes_what_is_left(set_up: SetUp) -> None:

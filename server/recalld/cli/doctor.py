@@ -52,6 +52,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _address(settings)
     yield from _certificates(settings)
     yield from _tokens(settings)
+    yield from _traces()
     yield from _database(settings)
 
 
@@ -132,6 +133,18 @@ def _tokens(settings: Settings) -> Iterator[Finding]:
         yield Finding(_BAD, "tokens", str(error), "put the issuer's public keys there; no restart is needed")
     else:
         yield Finding(_GOOD, "tokens", "the issuer's keys can be read")
+
+
+def _traces() -> Iterator[Finding]:
+    from recalld.tracing import TracingError, asked_for
+
+    try:
+        exporter = asked_for()
+    except TracingError as error:
+        yield Finding(_BAD, "traces", str(error), "the server does not start like this")
+        return
+    if exporter is not None:
+        yield Finding(_GOOD, "traces", f"are sent by {exporter}")
 
 
 def _database(settings: Settings) -> Iterator[Finding]:
