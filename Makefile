@@ -20,10 +20,10 @@ protoc = PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=pr
 	cp protos/recall/v1/service_config.json $(1)/recall/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-faults test-postgres fuzz grpcurl interop lint types format generate stubs docs verify breaking released check clean
+.PHONY: help install run test test-faults test-postgres soak fuzz grpcurl interop lint types format generate stubs docs verify breaking released check clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Make .venv with recalld and what its development needs (PYTHON=python3.13 chooses another Python)
 

@@ -8,6 +8,7 @@ one that says where to send spans, nothing is traced and OpenTelemetry is not ev
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
@@ -36,6 +37,10 @@ _OUR_FAULT: Final = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.DATA_LOSS,
 }
+
+
+# Seconds that the last spans have to be sent.
+_LAST_SPANS: Final = 3.0
 
 
 class TracingError(Exception):
@@ -90,7 +95,7 @@ def _set_up(exporter: str) -> Tracing:
         sender = ConsoleSpanExporter()
     # What the variables say of the service wins.
     ours = Resource({"service.name": "recalld", "service.version": __version__})
-    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()))
+    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(sender))
     return traced_by(provider)
 
@@ -134,4 +139,10 @@ def traced_by(provider: Any) -> Tracing:
                 span.set_status(Status(StatusCode.ERROR, type(error).__name__))
                 raise
 
-    return Tracing(call, statement, provider.shutdown)
+    def close() -> None:
+        # Without a collector it would try again and again.
+        sending = threading.Thread(target=provider.shutdown, name="recalld-traces", daemon=True)
+        sending.start()
+        sending.join(_LAST_SPANS)
+
+    return Tracing(call, statement, close)

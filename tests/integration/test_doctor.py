@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,12 +16,15 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from recalld.cli import doctor, run
+from recalld.cli import run
 from recalld.cli.doctor import Finding, examine
 from recalld.settings import Settings
 from recalld.storage.migrate import newest_revision
 from tests.certificates import Authority
 from tests.postgres import Databases
+
+# By its name in `recalld.cli` it is the command.
+MODULE = sys.modules[examine.__module__]
 
 ISSUER = {"auth": "true", "jwt_issuer": "https://issuer.example", "jwt_audience": "recalld"}
 
@@ -41,7 +45,7 @@ def change(url: str, statement: str) -> None:
     """Runs a statement, in which {name} is the database's name."""
     name = sql.Identifier(urlsplit(url).path.removeprefix("/"))
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute(sql.SQL(statement).format(name=name))  # type: ignore[arg-type]
+        connection.execute(sql.SQL(statement).format(name=name))
 
 
 def test_all_is_well_on_a_migrated_database(database_url: str) -> None:
@@ -192,18 +196,18 @@ def test_more_connections_than_there_are_is_an_error(database_url: str) -> None:
 
 
 def test_a_database_that_is_too_old_is_an_error(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_LEAST_POSTGRES", 990000)
+    monkeypatch.setattr(MODULE, "_LEAST_POSTGRES", 990000)
     assert troubles(database_url) == [("error", "database")]
 
 
 def test_clocks_that_are_apart_are_a_warning(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    ask = doctor._ask
+    ask = MODULE._ask
 
     def ask_a_late_clock(connection: Any, statement: str) -> tuple[Any, ...]:
         answer = ask(connection, statement)
         return (answer[0] - timedelta(seconds=60),) if statement == "clock" else answer
 
-    monkeypatch.setattr(doctor, "_ask", ask_a_late_clock)
+    monkeypatch.setattr(MODULE, "_ask", ask_a_late_clock)
     assert troubles(database_url) == [("warning", "clock")]
 
 

@@ -86,8 +86,10 @@ class ApiKeyRegistry:
 @contextmanager
 def open_registry(url: str) -> Iterator[ApiKeyRegistry]:
     """A registry on a connection of its own. Raises StorageUnavailable, and ApiKeyError when it may not be used."""
+    # Of several hosts the one that can be written to; a single one will do to read from.
+    wanted = "read-write" if "," in url else "any"
     try:
-        with connect(url, autocommit=True) as connection:
+        with connect(url, target_session_attrs=wanted, autocommit=True) as connection:
             yield ApiKeyRegistry(connection)
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
         raise ApiKeyError("the database has no keys yet: run `recalld migrate` first") from None

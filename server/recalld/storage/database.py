@@ -76,12 +76,14 @@ _PROGRAM_LIMITS = "54"  # for psycopg they too are operational, but they fail ag
 _CONTENTION = (pg.SerializationFailure, pg.DeadlockDetected, pg.LockNotAvailable)
 
 
-def connect(url: str, **options: Any) -> psycopg.Connection[tuple[Any, ...]]:
+def connect(
+    url: str, *, target_session_attrs: str = "read-write", **options: Any
+) -> psycopg.Connection[tuple[Any, ...]]:
     """A single connection, of several hosts to the one that can be written to; with nothing that a pooler forbids."""
     return psycopg.connect(
         url,
         connect_timeout=CONNECT_TIMEOUT,
-        target_session_attrs="read-write",
+        target_session_attrs=target_session_attrs,
         prepare_threshold=None,
         **options,
     )
