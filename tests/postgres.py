@@ -20,10 +20,10 @@ import psycopg
 from psycopg import sql
 
 from recalld.storage import Database, migrate
-from tests.faults.cluster import PROGRAMS_VARIABLE, cluster, run
 
 SERVER_VARIABLE = "TEST_DATABASE_URL"
 POOLER_VARIABLE = "TEST_POOLER_URL"
+PROGRAMS_VARIABLE = "TEST_POSTGRES"
 LANGUAGE = "english"
 
 
@@ -71,6 +71,8 @@ def version() -> str:
     """What the tests' databases run on."""
     given = os.environ.get(SERVER_VARIABLE)
     if given is None:
+        from tests.faults.cluster import run
+
         return run("postgres", "--version").strip()
     with psycopg.connect(given) as connection:
         number = connection.info.server_version
@@ -88,6 +90,8 @@ def _server() -> Iterator[str]:
         yield given
         return
     if os.environ.get(PROGRAMS_VARIABLE):
+        from tests.faults.cluster import cluster
+
         with cluster(max_connections="200") as made:
             yield made.url
         return

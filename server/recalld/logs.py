@@ -133,19 +133,31 @@ class _Text(logging.Formatter):
 class _Json(logging.Formatter):
     """Every event is an object on a line of ASCII, a traceback in it."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._encode = json.JSONEncoder(default=str).encode
+        self._second = (0, "")
+
     def format(self, record: logging.LogRecord) -> str:
         known = record.__dict__
-        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         event: dict[str, Any] = {
-            "time": f"{seconds}.{int(record.msecs):03}Z",
+            "time": f"{self._up_to_second(int(record.created))}.{int(record.msecs):03}Z",
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
-        event |= {name: known[name] for name in _FIELDS if known.get(name, "") != ""}
+        for name in _FIELDS:
+            if known.get(name, "") != "":
+                event[name] = known[name]
         if record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(event, default=str)
+        return self._encode(event)
+
+    def _up_to_second(self, second: int) -> str:
+        """The time in UTC, made once a second."""
+        if self._second[0] != second:
+            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        return self._second[1]
 
 
 def _quoted(value: Any) -> str:

@@ -24,10 +24,10 @@ from typing import Any, Final, Literal
 import psutil
 import psycopg
 
+from tests.postgres import PROGRAMS_VARIABLE
 from tests.processes import runs
 
 DATABASE: Final = "recalld"
-PROGRAMS_VARIABLE: Final = "TEST_POSTGRES"
 
 # Seconds that Postgres may take to start or stop on a busy machine.
 _PATIENCE: Final = 60.0

@@ -22,6 +22,8 @@ _PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbi
 class PgBouncer:
     """One that can be killed and started again at its port.
 
+    By default (`server_login_retry`) it stays away for 15 seconds from a Postgres that was not there.
+
     Args:
         directory: for its files.
         postgres: the port of the Postgres behind it.
@@ -44,6 +46,7 @@ admin_users = postgres
 pool_mode = transaction
 default_pool_size = {size}
 max_client_conn = 500
+server_login_retry = 1
 logfile = {directory}/log
 """
         )

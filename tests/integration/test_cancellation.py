@@ -31,7 +31,7 @@ class Observer:
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._connection = psycopg.connect(url, autocommit=True, prepare_threshold=None)
+        self._connection = psycopg.connect(url, autocommit=True)
 
     def statements(self) -> list[int]:
         """The backends that run a statement of the server's, or have left a transaction open."""
