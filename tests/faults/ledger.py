@@ -21,6 +21,12 @@ from tests.faults.waiting import wait_until
 _TIMEOUT = 5.0
 _PAUSE = 0.05
 
+_RETRIED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # while connections hang, others find none
+}
+
 # Calls after which a writer goes on in a new session, so that what is to be looked at stays small.
 _CALLS_A_SESSION = 40
 
@@ -88,7 +94,7 @@ class Ledger:
             try:
                 added = chance.choice(self._clients).memory.AddMemory(request, timeout=_TIMEOUT)
             except grpc.RpcError as error:
-                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                if error.code() not in _RETRIED:
                     raise
                 self.repeated += 1
                 self._enough.wait(_PAUSE)
