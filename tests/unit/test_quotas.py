@@ -20,6 +20,14 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(autouse=True)
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What is drawn to spread callers, in turn; without an entry 0: nobody waits longer than must be."""
+    numbers: list[float] = []
+    monkeypatch.setattr(quotas, "random", lambda: numbers.pop() if numbers else 0.0)
+    return numbers
+
+
 def passing(counted: Quotas, namespace: str = "n", most: int = 1000) -> int:
     """How many calls, one after the other, pass before one is turned away."""
     for number in range(most):
@@ -70,6 +78,13 @@ def test_the_bucket_holds_no_more_than_a_second_s_worth(clock: Clock) -> None:
     passing(counted)
     clock.advance(3600)
     assert passing(counted) == 10
+
+
+def test_callers_that_are_turned_away_together_are_told_different_times(clock: Clock, drawn: list[float]) -> None:
+    counted = Quotas(1, 0, clock)
+    passing(counted)
+    drawn[:] = [0.5, 0.25]
+    assert [refusal(counted).retry_after, refusal(counted).retry_after] == [1.25, 1.5]
 
 
 def test_however_high_the_rate_nobody_is_told_to_come_back_at_once(clock: Clock) -> None:

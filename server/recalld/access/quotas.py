@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from random import random
 from typing import Final
 
 from recalld.errors import QuotaExceeded
@@ -56,12 +57,13 @@ class Quotas:
             now = self._clock()
             use = self._uses.get(namespace) or self._new(namespace, now)
             if self._concurrency and use.calls >= self._concurrency:
-                raise QuotaExceeded("concurrent_calls", self._concurrency, _RETRY_AFTER)
+                raise QuotaExceeded("concurrent_calls", self._concurrency, _spread(_RETRY_AFTER))
             if self._rate:
                 use.left = min(self._burst, use.left + (now - use.time) * self._rate)
                 use.time = now
                 if use.left < 1:
-                    raise QuotaExceeded("calls_per_second", self._rate, max(_RETRY_AFTER, (1 - use.left) / self._rate))
+                    wait = max(_RETRY_AFTER, (1 - use.left) / self._rate)
+                    raise QuotaExceeded("calls_per_second", self._rate, _spread(wait))
                 use.left -= 1
             use.calls += 1
 
@@ -78,3 +80,8 @@ class Quotas:
                 del self._uses[name]
         use = self._uses[namespace] = _Use(self._burst, now)
         return use
+
+
+def _spread(seconds: float) -> float:
+    """This long or up to twice: callers that are turned away together must not come back together."""
+    return seconds * (1 + random())
