@@ -26,7 +26,7 @@ from recalld.limits import MAX_PAGE_BYTES
 from recalld.storage.database import Connection
 from recalld.storage.keys import session_key
 from recalld.storage.rows import SubjectStore, Values, check_merged, message_of, metadata_change, session_of
-from recalld.storage.sessions import ATTEMPTS, find, lock_user, revive
+from recalld.storage.sessions import ATTEMPTS, find, lock_session, lock_user, revive
 from recalld.storage.sql import compose, statements
 
 _SESSION_SQL = statements("session")
@@ -249,10 +249,16 @@ class MemoryStore(SubjectStore):
             if session is None:
                 lock_user(connection, call.namespace, memory.user_id)
                 values = {**values, "create": True}
-            elif session.delete_time and revive(connection, call, session, self._times()):
-                values = {**values, "outcome": _UNDELETED}
             else:
-                return None
+                if session.delete_time:
+                    lock_user(connection, call.namespace, session.user_id)
+                live = lock_session(connection, call, session)
+                # Others may delete and revive it all the time; from here on they wait.
+                if live is None or (not live and session.delete_time is None):
+                    return None
+                if not live:
+                    revive(connection, call, session, self._times())
+                    values = {**values, "outcome": _UNDELETED}
             if added := self._append(connection, memory, values):
                 return added
             raise Rollback

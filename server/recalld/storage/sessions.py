@@ -207,6 +207,13 @@ def revive(connection: Connection, call: Call, session: Session, times: Values) 
     return session_of(row) if row else None
 
 
+def lock_session(connection: Connection, call: Call, session: Session) -> bool | None:
+    """Keeps a session as it is until the transaction ends; whether it is live, or None when it is another user's."""
+    values = {"session_key": session_key(call.namespace, session.session_id), "user_id": session.user_id}
+    row = connection.execute(_SQL["lock_session"], values).fetchone()
+    return None if row is None else bool(row[0])
+
+
 def lock_user(connection: Connection, namespace: str, user_id: str) -> None:
     """Keeps a session's user live until the transaction ends; nobody needs no lock. Raises UserMissing."""
     if user_id:

@@ -107,6 +107,14 @@ update recalld.session as s
    and s.user_id is not distinct from nullif(%(user_id)s, '')
 returning {columns}
 
+-- name: lock_session
+-- Keeps the session as it is until the transaction ends, if it still belongs to this user; tells whether it is live.
+select s.delete_time is null
+  from recalld.session as s
+ where s.session_key = %(session_key)s
+   and s.user_id is not distinct from nullif(%(user_id)s, '')
+   for update
+
 -- name: lock_user
 -- Keeps the user live until the transaction ends; taken before the session's row, here as in deleting a user.
 select
