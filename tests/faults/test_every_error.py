@@ -26,39 +26,11 @@ from recalld.services import add_services
 from recalld.storage import Database
 from tests.faults.cluster import cluster
 from tests.unit.rpc import around, detail
+from tests.unit.test_status import CASES
 
 DEADLINE = 30.0
 ID = str(UUID(int=1))
 SECRET = "what nobody is to see"
-
-# One of each, with the code and the reason that clients were promised.
-ERRORS: list[tuple[errors.RecallError, str, str]] = [
-    (errors.InvalidField("a.b", "is wrong"), "INVALID_ARGUMENT", "INVALID_FIELD"),
-    (errors.InvalidPageToken("page_token", "is wrong"), "INVALID_ARGUMENT", "INVALID_PAGE_TOKEN"),
-    (errors.SessionNotFound("s"), "NOT_FOUND", "SESSION_NOT_FOUND"),
-    (errors.MessageNotFound(ID), "NOT_FOUND", "MESSAGE_NOT_FOUND"),
-    (errors.UserNotFound("u"), "NOT_FOUND", "USER_NOT_FOUND"),
-    (errors.SessionAlreadyExists("s"), "ALREADY_EXISTS", "SESSION_ALREADY_EXISTS"),
-    (errors.UserAlreadyExists("u"), "ALREADY_EXISTS", "USER_ALREADY_EXISTS"),
-    (errors.MessageIdConflict(ID), "ALREADY_EXISTS", "MESSAGE_ID_CONFLICT"),
-    (errors.UserMissing("u"), "FAILED_PRECONDITION", "USER_NOT_FOUND"),
-    (errors.NotDeleted("session", "s"), "FAILED_PRECONDITION", "NOT_DELETED"),
-    (errors.EtagMismatch(), "ABORTED", "ETAG_MISMATCH"),
-    (errors.SeqMismatch(7), "ABORTED", "SEQ_MISMATCH"),
-    (errors.Contention(), "ABORTED", "CONTENTION"),
-    (errors.LimitExceeded("metadata", "too large"), "RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED"),
-    (errors.QuotaExceeded("calls_per_second", 10, 0.5), "RESOURCE_EXHAUSTED", "LIMIT_EXCEEDED"),
-    (errors.Overloaded(), "RESOURCE_EXHAUSTED", "OVERLOADED"),
-    (errors.CredentialMissing(), "UNAUTHENTICATED", "CREDENTIAL_MISSING"),
-    (errors.CredentialInvalid(), "UNAUTHENTICATED", "CREDENTIAL_INVALID"),
-    (errors.CredentialExpired(), "UNAUTHENTICATED", "CREDENTIAL_EXPIRED"),
-    (errors.ScopeMissing("write"), "PERMISSION_DENIED", "SCOPE_MISSING"),
-    (errors.StorageUnavailable(), "UNAVAILABLE", "STORAGE_UNAVAILABLE"),
-    (errors.ShuttingDown(), "UNAVAILABLE", "SHUTTING_DOWN"),
-    (errors.DeadlineExceeded(), "DEADLINE_EXCEEDED", "DEADLINE_EXCEEDED"),
-    (errors.Cancelled(), "CANCELLED", "CANCELLED"),
-    (errors.Internal("e"), "INTERNAL", "INTERNAL"),
-]
 
 DEFECTS: list[Exception] = [
     ValueError(SECRET),
@@ -171,13 +143,13 @@ def test_the_lists_here_are_complete() -> None:
         for more in kind.__subclasses__():
             yield from concrete(more)
 
-    assert {type(error) for error, _, _ in ERRORS} == set(concrete(errors.RecallError))
+    assert {type(error) for error, _, _ in CASES} == set(concrete(errors.RecallError))
     assert [request.DESCRIPTOR.full_name for request in REQUESTS] == [each.full_name for each in METHODS]
 
 
 @pytest.mark.parametrize("request_", REQUESTS, ids=name)
 def test_every_error_of_the_store_has_its_status_at_every_method(request_: Message, failing: Failing) -> None:
-    for error, code, reason in ERRORS:
+    for error, code, reason in CASES:
         seen, status = failing.status_of(request_, error)
         info = detail(status, error_details_pb2.ErrorInfo)
         assert (seen, info.reason, info.domain) == (code, reason, "recalld")

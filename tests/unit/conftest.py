@@ -1,9 +1,16 @@
-"""What the unit tests share: the services over a store in memory, which can tell what it was asked."""
+"""What the unit tests share: the services over a store in memory, a clock that is set, and who may call."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from recalld.access import ANYONE
+from recalld.access.api_keys import ApiKeyAuthenticator
+from recalld.services.admission import CredentialAdmission
+from recalld.services.call import principal
+from tests.access import HS256, Clock, Keys, accepting
 from tests.reference import ReferenceStore
 from tests.unit.rpc import NOW, RecordingStore, Services
 
@@ -16,3 +23,27 @@ def store() -> RecordingStore:
 @pytest.fixture
 def services(store: RecordingStore) -> Services:
     return Services(store)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def keys() -> Keys:
+    return Keys()
+
+
+@pytest.fixture
+def admission(keys: Keys, clock: Clock) -> CredentialAdmission:
+    """Admits by the keys, and by tokens."""
+    return CredentialAdmission([ApiKeyAuthenticator(keys, clock), accepting(HS256)])
+
+
+@pytest.fixture(autouse=True)
+def _nobody_is_left_behind() -> Iterator[None]:
+    """gRPC runs each call in a context of its own, a test that calls an interceptor itself does not."""
+    before = principal.set(ANYONE)
+    yield
+    principal.reset(before)

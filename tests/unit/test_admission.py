@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +10,7 @@ import pytest
 
 from recall.v1 import session_pb2
 from recall.v1.session_pb2_grpc import SessionServiceStub
-from recalld.access import ANYONE, Principal
+from recalld.access import Principal
 from recalld.access.api_keys import ApiKeyAuthenticator
 from recalld.access.certificates import Identities
 from recalld.domain import Call, Session
@@ -24,35 +23,12 @@ from recalld.errors import (
 )
 from recalld.limits import REVOCATION_SECONDS
 from recalld.services.admission import Admission, CredentialAdmission, admitting
-from recalld.services.call import principal
 from tests.access import HS256, Clock, Context, Keys, accepting, bearer, key_id_of, put, utc_now
 from tests.reference import ReferenceStore
 from tests.unit.handlers import DEADLINE, Responses, failure, opened, reason_of, serving, streaming
 
 GET = "/recall.v1.SessionService/GetSession"
 STREAM = "/recall.v1.SessionService/StreamSessions"
-
-
-@pytest.fixture(autouse=True)
-def _nobody_is_left_behind() -> Iterator[None]:
-    before = principal.set(ANYONE)
-    yield
-    principal.reset(before)
-
-
-@pytest.fixture
-def keys() -> Keys:
-    return Keys()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def admission(keys: Keys, clock: Clock) -> CredentialAdmission:
-    return CredentialAdmission([ApiKeyAuthenticator(keys, clock), accepting(HS256)])
 
 
 def admit(admission: Admission, context: Context) -> Principal:

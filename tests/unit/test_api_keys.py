@@ -25,16 +25,6 @@ DEADLINE = 30.0
 
 
 @pytest.fixture
-def keys() -> Keys:
-    return Keys()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def authenticator(keys: Keys, clock: Clock) -> ApiKeyAuthenticator:
     return ApiKeyAuthenticator(keys, clock)
 

@@ -48,11 +48,6 @@ def reader(tmp_path: Path) -> Reader:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def watched(reader: Reader, clock: Clock) -> Watched[str]:
     return Watched(reader.paths, reader, clock)
 

@@ -15,11 +15,6 @@ from tests.access import Clock
 THREADS = 16
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What is drawn to spread callers, in turn; without an entry 0: nobody waits longer than must be."""

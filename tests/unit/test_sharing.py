@@ -12,8 +12,7 @@ from grpc_status import rpc_status
 
 from recall.v1 import session_pb2
 from recall.v1.session_pb2_grpc import SessionServiceStub
-from recalld.access import ANYONE, Principal
-from recalld.access.api_keys import ApiKeyAuthenticator
+from recalld.access import Principal
 from recalld.access.quotas import Quotas
 from recalld.domain import Call, Position, SessionPage, SessionQuery
 from recalld.errors import Overloaded, QuotaExceeded
@@ -21,34 +20,12 @@ from recalld.limits import REVOCATION_SECONDS
 from recalld.services.admission import CredentialAdmission, sharing
 from recalld.services.call import principal
 from recalld.services.wrapping import Handler
-from tests.access import HS256, Clock, Context, Keys, accepting, bearer, key_id_of
+from tests.access import Clock, Context, Keys, bearer, key_id_of
 from tests.reference import ReferenceStore
 from tests.unit.handlers import DEADLINE, Responses, called, failure, opened, reason_of, serving, streaming, unary
 from tests.unit.rpc import detail
 
 GET = "/recall.v1.SessionService/GetSession"
-
-
-@pytest.fixture(autouse=True)
-def _nobody_is_left_behind() -> Iterator[None]:
-    before = principal.set(ANYONE)
-    yield
-    principal.reset(before)
-
-
-@pytest.fixture
-def keys() -> Keys:
-    return Keys()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def admission(keys: Keys, clock: Clock) -> CredentialAdmission:
-    return CredentialAdmission([ApiKeyAuthenticator(keys, clock), accepting(HS256)])
 
 
 # --- quotas and streams

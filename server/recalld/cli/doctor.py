@@ -199,7 +199,7 @@ def _durability(connection: psycopg.Connection[Any], settings: Settings) -> Iter
 def _room(connection: psycopg.Connection[Any], settings: Settings) -> Iterator[Finding]:
     (most,) = _ask(connection, "max_connections")
     needed = settings.workers * (settings.pool_size + 1)
-    text = f"{needed} connections for {settings.workers} workers, of {most}"
+    text = f"needs {needed} of the database's {most}"
     if needed > int(most):
         yield Finding(_BAD, "connections", text, "lower RECALLD_POOL_SIZE or raise max_connections")
     else:

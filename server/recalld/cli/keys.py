@@ -92,7 +92,10 @@ def list_keys(settings: Settings, namespace: str | None, as_json: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*_COLUMNS, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in _COLUMNS:
+        # Never cut: what is listed is copied into the next command.
+        table.add_column(column, overflow="fold", no_wrap=column == "Key")
     for row in rows:
         table.add_row(*(", ".join(value) if isinstance(value, list) else value for value in row.values()))
     Console(highlight=False, markup=False).print(table)

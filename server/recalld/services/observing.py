@@ -90,7 +90,6 @@ class _Observation:
 class _Observer:
     def __init__(self, method: str, metrics: Metrics, *, log_calls: bool) -> None:
         self.metrics = metrics
-        self._method = method
         self._name = method.lstrip("/")
         self._calls = CallMetrics(metrics, method)
         self._log_calls = log_calls

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from recalld.access import Scope
 from recalld.access.api_keys import ApiKey, NewKey, make_key
@@ -87,7 +88,7 @@ class ApiKeyRegistry:
 def open_registry(url: str) -> Iterator[ApiKeyRegistry]:
     """A registry on a connection of its own. Raises StorageUnavailable, and ApiKeyError when it may not be used."""
     # Of several hosts the one that can be written to; a single one will do to read from.
-    wanted = "read-write" if "," in url else "any"
+    wanted = "read-write" if "," in str(conninfo_to_dict(url).get("host", "")) else "any"
     try:
         with connect(url, target_session_attrs=wanted, autocommit=True) as connection:
             yield ApiKeyRegistry(connection)
