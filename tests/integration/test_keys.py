@@ -181,6 +181,16 @@ def test_keys_are_listed_oldest_first_the_ended_ones_too(keys: Keys) -> None:
     assert keys.list("--namespace", "c") == []
 
 
+def test_a_narrow_terminal_cuts_nothing(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = keys.create("--namespace", "n" * 20, "--scope", "read", "--name", "checkout service", "--expires", "90d")
+
+    _, shown, _ = keys.run("list")
+
+    assert id_of(text) in shown
+    assert "…" not in shown  # what stands for the rest of a text that was cut
+
+
 def test_revoking_again_changes_nothing(keys: Keys, database_url: str) -> None:
     text = keys.create()
     status, first, _ = keys.run("revoke", id_of(text))
