@@ -9,10 +9,11 @@ from collections.abc import Callable, Collection
 from itertools import chain, repeat
 from typing import Final
 
-from grpc_health.v1.health import OVERALL_HEALTH, SERVICE_NAME, HealthServicer
+from grpc_health.v1.health import OVERALL_HEALTH, SERVICE_NAME
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from recalld.errors import StorageUnavailable
+from recalld.services.health import HealthServicer
 
 log = logging.getLogger(__name__)
 
@@ -43,15 +44,15 @@ class Health:
         ping: Callable[[], None],
         fail: Callable[[Exception], None],
     ) -> None:
-        # Non-blocking: an open Watch holds no thread.
-        self.servicer = HealthServicer(experimental_non_blocking=True)
+        self.servicer = HealthServicer()
         # For those who ask whether the process lives: it need not be restarted because the database is away.
-        self.servicer.set(SERVICE_NAME, HealthCheckResponse.SERVING)
+        self.servicer.set([SERVICE_NAME], HealthCheckResponse.SERVING)
         self._services = (OVERALL_HEALTH, *services)
         self._prepare = prepare
         self._ping = ping
         self._fail = fail
         self._stopped = threading.Event()
+        self._publishing = threading.Lock()
         self._last_answer = float("-inf")
         self._serving = False
         self._publish()
@@ -68,8 +69,9 @@ class Health:
 
     def stop(self) -> None:
         """Says NOT_SERVING, for good."""
-        self._stopped.set()
-        self.servicer.enter_graceful_shutdown()
+        with self._publishing:
+            self._stopped.set()
+            self.servicer.set([SERVICE_NAME, *self._services], HealthCheckResponse.NOT_SERVING)
 
     def _ping_database(self) -> None:
         if not self._prepared():
@@ -98,6 +100,7 @@ class Health:
 
     def _watch_answers(self) -> None:
         while not self._stopped.wait(_PING_INTERVAL / 4):
+            self.servicer.cancel_deaf()
             serving = time.monotonic() - self._last_answer < _ANSWER_LIFETIME
             if serving != self._serving:
                 self._serving = serving
@@ -105,6 +108,7 @@ class Health:
                 log.log(*(logging.INFO, "serving") if serving else (logging.WARNING, "the database does not answer"))
 
     def _publish(self) -> None:
-        status = HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING
-        for service in self._services:
-            self.servicer.set(service, status)
+        with self._publishing:
+            if not self._stopped.is_set():
+                serving = HealthCheckResponse.SERVING if self._serving else HealthCheckResponse.NOT_SERVING
+                self.servicer.set(self._services, serving)

@@ -11,13 +11,14 @@ from typing import Any
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
 from recall.v1 import session_pb2
 from recalld.domain import Call, Position, Session, SessionPage, SessionQuery
 from recalld.errors import Overloaded
 from recalld.services import add_services
+from recalld.services.health import HealthServicer
 from recalld.services.interceptors import answer_errors
 from recalld.services.wrapping import HandlerInterceptor
 from tests.reference import ReferenceStore
@@ -136,7 +137,9 @@ def test_unknown_methods_are_asked_for_again() -> None:
 def channel() -> Iterator[grpc.Channel]:
     server = grpc.server(ThreadPoolExecutor(2), interceptors=around(most_streams=1))
     add_services(server, ReferenceStore(), timedelta(days=30))
-    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    health = HealthServicer()
+    health.set([""], health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     port = server.add_insecure_port("localhost:0")
     server.start()
     with grpc.insecure_channel(f"localhost:{port}") as channel:

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_channelz.v1 import channelz, channelz_pb2
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
 
@@ -23,6 +23,7 @@ from recalld.access import Principal, Scope
 from recalld.errors import CredentialMissing
 from recalld.services import add_services
 from recalld.services.admission import SCOPES, Admission
+from recalld.services.health import HealthServicer
 from recalld.services.wrapping import Handler
 from tests.reference import ReferenceStore
 from tests.unit.handlers import DEADLINE, reason_of
@@ -74,7 +75,9 @@ def serving(admission: Admission | None) -> Iterator[grpc.Channel]:
     server = grpc.server(ThreadPoolExecutor(4), interceptors=around(admission=admission, most_streams=2))
     add_services(server, ReferenceStore(), timedelta(days=30))
     channelz.add_channelz_servicer(server)
-    health_pb2_grpc.add_HealthServicer_to_server(health.HealthServicer(), server)
+    health = HealthServicer()
+    health.set([""], health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection([reflection.SERVICE_NAME], server)
     server.add_generic_rpc_handlers((new_service(),))
     port = server.add_insecure_port("127.0.0.1:0")
