@@ -27,6 +27,7 @@ from recalld.domain import (
     Session,
     User,
 )
+from recalld.storage.keys import message_id, seq_of
 
 # --- the rules of metadata
 
@@ -146,7 +147,10 @@ class KeptSession:
 
         Raises MessageIdConflict.
         """
-        by_id = {each.message.message_id: each for each in self.messages}
+        by_id: dict[UUID | None, KeptMessage] = {each.message.message_id: each for each in self.messages}
+        for place, new in enumerate(messages):
+            if new.message_id and new.message_id not in by_id and seq_of(self.key, new.message_id):
+                raise errors.InvalidField(f"messages[{place}].message_id", "is reserved for another message")
         used = [(place, new, by_id[new.message_id]) for place, new in enumerate(messages) if new.message_id in by_id]
         if not used:
             return None
@@ -169,12 +173,13 @@ class KeptSession:
         added = []
         for place, new in enumerate(messages):
             seq = self.session.last_seq + 1 + place
-            message = Message(new.message_id, seq, new.role, new.content, new.metadata, new.token_count, time, time)
+            id_ = new.message_id or message_id(self.key, seq)
+            message = Message(id_, seq, new.role, new.content, new.metadata, new.token_count, time, time)
             first = place == 0
             self.messages.append(
                 KeptMessage(message, as_sent(new), first and session_created, first and session_undeleted)
             )
-            added.append(AddedMessage(new.message_id, seq, time))
+            added.append(AddedMessage(id_, seq, time))
         self.set(
             time,
             last_seq=self.session.last_seq + len(messages),

@@ -210,8 +210,7 @@ class ReferenceStore:
     def update_message(self, call: Call, session_id: str, message_id: UUID, change: MessageChange) -> Message:
         session, kept = self._namespaces[call.namespace].live_message(session_id, message_id)
         old, now = kept.message, self._clock()
-        kept.message = replace(
-            old,
+        kept.message = old._replace(
             content=old.content if change.content is None else change.content,
             role=old.role if change.role is None else change.role,
             token_count=old.token_count if change.token_count is None else change.token_count,

@@ -37,8 +37,7 @@ class Session:
     etag: str
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One turn. `token_count` is 0 when the caller did not count."""
 
     message_id: UUID
@@ -102,11 +101,10 @@ class LocalCall:
 # --- what is asked
 
 
-@dataclass(frozen=True, slots=True)
-class NewMessage:
-    """A message to append. Its id is decided before it reaches the store, so that repeating the call is safe."""
+class NewMessage(NamedTuple):
+    """A message to append. With an id, repeating the call is safe; without one the store makes it."""
 
-    message_id: UUID
+    message_id: UUID | None
     role: str
     content: str
     metadata: Metadata
@@ -118,7 +116,7 @@ class NewMemory:
     """One AddMemory.
 
     Attributes:
-        messages: what to append, oldest first; never empty, ids distinct.
+        messages: what to append, oldest first; never empty, ids distinct; either all have one or none.
         user_id, metadata: for a session that this call creates.
         expected_last_seq: append only if the session's last_seq is this; None to append in any case.
     """

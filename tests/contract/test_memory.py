@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import replace
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
 from recalld.domain import Call, Memory, MessageChange, MetadataChange, NewMemory, NewMessage, Profile, Store
 from recalld.errors import MessageIdConflict, SeqMismatch, SessionNotFound, UserMissing
-from tests.contract.asking import contents_of, read, said, write
+from tests.contract.asking import contents_of, id_of, read, said, write
 
 # --- appending
 
@@ -201,22 +200,22 @@ def test_repeating_a_call_ignores_what_has_changed_since(store: Store, call: Cal
 def test_an_edited_message_is_known_by_what_was_first_sent(store: Store, call: Call) -> None:
     message = said("one")
     store.add_memory(call, NewMemory("s", [message]))
-    store.update_message(call, "s", message.message_id, MessageChange("two"))
-    store.update_message(call, "s", message.message_id, MessageChange("three"))
+    store.update_message(call, "s", id_of(message), MessageChange("two"))
+    store.update_message(call, "s", id_of(message), MessageChange("three"))
     for content in ("two", "three"):
         with pytest.raises(MessageIdConflict):
-            store.add_memory(call, NewMemory("s", [replace(message, content=content)]))
+            store.add_memory(call, NewMemory("s", [message._replace(content=content)]))
     assert store.add_memory(call, NewMemory("s", [message])).messages[0].seq == 1
 
 
 def _variants(message: NewMessage) -> list[NewMessage]:
     return [
-        replace(message, content="other"),
-        replace(message, role="other"),
-        replace(message, metadata={"a": 2}),
-        replace(message, metadata={}),
-        replace(message, token_count=9),
-        replace(message, token_count=0),
+        message._replace(content="other"),
+        message._replace(role="other"),
+        message._replace(metadata={"a": 2}),
+        message._replace(metadata={}),
+        message._replace(token_count=9),
+        message._replace(token_count=0),
     ]
 
 
@@ -235,7 +234,7 @@ def test_an_id_with_other_content_conflicts_and_stores_nothing(store: Store, cal
 def test_a_call_with_new_and_used_ids_conflicts_and_stores_nothing(store: Store, call: Call) -> None:
     used = said("one")
     store.add_memory(call, NewMemory("s", [used]))
-    for messages in ([used, said("new")], [said("new"), used], [said("new"), replace(used, content="other")]):
+    for messages in ([used, said("new")], [said("new"), used], [said("new"), used._replace(content="other")]):
         with pytest.raises(MessageIdConflict) as refusal:
             store.add_memory(call, NewMemory("s", messages))
         assert refusal.value.resource_name == str(used.message_id)
@@ -257,12 +256,12 @@ def test_used_ids_in_another_order_or_with_gaps_conflict(store: Store, call: Cal
 def test_an_id_that_was_deleted_is_not_free_again(store: Store, call: Call) -> None:
     message = said("one")
     store.add_memory(call, NewMemory("s", [message]))
-    store.delete_message(call, "s", message.message_id)
+    store.delete_message(call, "s", id_of(message))
     with pytest.raises(MessageIdConflict):
-        store.add_memory(call, NewMemory("s", [replace(message, content="other")]))
+        store.add_memory(call, NewMemory("s", [message._replace(content="other")]))
     store.delete_session(call, "s")
     with pytest.raises(MessageIdConflict):
-        store.add_memory(call, NewMemory("s", [replace(message, content="other")]))
+        store.add_memory(call, NewMemory("s", [message._replace(content="other")]))
     with pytest.raises(SessionNotFound):
         store.get_session(call, "s")
 
@@ -271,7 +270,7 @@ def test_a_used_id_is_found_before_the_last_seq_and_the_user_are_checked(store: 
     message = said("one")
     store.add_memory(call, NewMemory("s", [message]))
     with pytest.raises(MessageIdConflict):
-        store.add_memory(call, NewMemory("s", [replace(message, content="other")], expected_last_seq=77))
+        store.add_memory(call, NewMemory("s", [message._replace(content="other")], expected_last_seq=77))
 
 
 def test_the_same_id_may_be_used_in_two_sessions(store: Store, call: Call) -> None:
@@ -286,7 +285,7 @@ def test_no_seq_is_lost_to_refused_and_repeated_calls(store: Store, call: Call) 
     store.add_memory(call, NewMemory("s", [message]))
     store.add_memory(call, NewMemory("s", [message]))
     with pytest.raises(MessageIdConflict):
-        store.add_memory(call, NewMemory("s", [replace(message, content="other")]))
+        store.add_memory(call, NewMemory("s", [message._replace(content="other")]))
     with pytest.raises(SeqMismatch):
         store.add_memory(call, NewMemory("s", [said("x")], expected_last_seq=9))
     assert [added.seq for added in write(store, call, "s", "two").messages] == [2]
@@ -402,7 +401,7 @@ def test_what_is_not_live_cannot_be_cleared(store: Store, call: Call, deleted: b
 
 def test_ids_made_elsewhere_do_not_matter(store: Store, call: Call) -> None:
     """UUIDs of any version are ids, not only random ones."""
-    message = replace(said("one"), message_id=uuid4())
-    nil = replace(said("two"), message_id=type(message.message_id)(int=0))
+    message = said("one")._replace(message_id=uuid4())
+    nil = said("two")._replace(message_id=UUID(int=0))
     store.add_memory(call, NewMemory("s", [message, nil]))
-    assert store.get_message(call, "s", nil.message_id).content == "two"
+    assert store.get_message(call, "s", id_of(nil)).content == "two"

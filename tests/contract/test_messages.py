@@ -9,7 +9,7 @@ import pytest
 from recalld import limits
 from recalld.domain import Call, MessageChange, MessagePage, Metadata, MetadataChange, NewMemory, Store
 from recalld.errors import LimitExceeded, MessageNotFound, SessionNotFound
-from tests.contract.asking import contents_of, read, said, write
+from tests.contract.asking import contents_of, id_of, read, said, write
 
 # --- listing
 
@@ -141,11 +141,10 @@ def test_an_unknown_message_is_not_found(store: Store, call: Call) -> None:
 def test_an_update_changes_a_message_in_place(store: Store, call: Call) -> None:
     sent = said("one", metadata={"a": 1}, token_count=3)
     store.add_memory(call, NewMemory("s", [sent, said("two")]))
-    before = store.get_message(call, "s", sent.message_id)
+    before = store.get_message(call, "s", id_of(sent))
     change = MessageChange("edited", "assistant", 5, MetadataChange({"b": {"c": 2}}))
-    after = store.update_message(call, "s", sent.message_id, change)
-    assert after == replace(
-        before,
+    after = store.update_message(call, "s", id_of(sent), change)
+    assert after == before._replace(
         content="edited",
         role="assistant",
         token_count=5,
@@ -153,7 +152,7 @@ def test_an_update_changes_a_message_in_place(store: Store, call: Call) -> None:
         update_time=after.update_time,
     )
     assert after.update_time > before.update_time
-    assert store.get_message(call, "s", sent.message_id) == after
+    assert store.get_message(call, "s", id_of(sent)) == after
     assert read(store, call, "s") == ["edited", "two"]
 
 
@@ -161,10 +160,9 @@ def test_an_update_of_a_message_leaves_alone_what_it_does_not_name(store: Store,
     sent = said("one", role="tool", metadata={"a": 1}, token_count=3)
     store.add_memory(call, NewMemory("s", [sent]))
     for change in (MessageChange(), MessageChange(content="x"), MessageChange(role="y"), MessageChange(token_count=4)):
-        before = store.get_message(call, "s", sent.message_id)
-        after = store.update_message(call, "s", sent.message_id, change)
-        assert after == replace(
-            before,
+        before = store.get_message(call, "s", id_of(sent))
+        after = store.update_message(call, "s", id_of(sent), change)
+        assert after == before._replace(
             content=before.content if change.content is None else change.content,
             role=before.role if change.role is None else change.role,
             token_count=before.token_count if change.token_count is None else change.token_count,
@@ -176,27 +174,27 @@ def test_a_message_can_be_emptied(store: Store, call: Call) -> None:
     sent = said("one", metadata={"a": 1}, token_count=3)
     store.add_memory(call, NewMemory("s", [sent]))
     change = MessageChange(content="", token_count=0, metadata=MetadataChange({}, replace=True))
-    after = store.update_message(call, "s", sent.message_id, change)
+    after = store.update_message(call, "s", id_of(sent), change)
     assert (after.content, after.token_count, after.metadata) == ("", 0, {})
-    assert store.get_message(call, "s", sent.message_id) == after
+    assert store.get_message(call, "s", id_of(sent)) == after
 
 
 def test_a_messages_metadata_merges_and_null_removes(store: Store, call: Call) -> None:
     sent = said("one", metadata={"a": {"x": 1, "y": 2}, "b": 1})
     store.add_memory(call, NewMemory("s", [sent]))
     change = MessageChange(metadata=MetadataChange({"a": {"x": None}, "b": None, "c": [None]}))
-    assert store.update_message(call, "s", sent.message_id, change).metadata == {"a": {"y": 2}, "c": [None]}
-    assert store.get_message(call, "s", sent.message_id).metadata == {"a": {"y": 2}, "c": [None]}
+    assert store.update_message(call, "s", id_of(sent), change).metadata == {"a": {"y": 2}, "c": [None]}
+    assert store.get_message(call, "s", id_of(sent)).metadata == {"a": {"y": 2}, "c": [None]}
 
 
 def test_a_messages_metadata_cannot_grow_beyond_its_limit(store: Store, call: Call) -> None:
     sent = said("one", metadata={"a": "x" * 10_000})
     store.add_memory(call, NewMemory("s", [sent]))
-    before = store.get_message(call, "s", sent.message_id)
+    before = store.get_message(call, "s", id_of(sent))
     patch = {"b": "y" * (limits.MAX_METADATA_BYTES - 10_000)}
     with pytest.raises(LimitExceeded):
-        store.update_message(call, "s", sent.message_id, MessageChange("other", metadata=MetadataChange(patch)))
-    assert store.get_message(call, "s", sent.message_id) == before
+        store.update_message(call, "s", id_of(sent), MessageChange("other", metadata=MetadataChange(patch)))
+    assert store.get_message(call, "s", id_of(sent)) == before
 
 
 def test_an_update_of_a_message_counts_towards_the_tokens_that_fit(store: Store, call: Call) -> None:
@@ -243,4 +241,4 @@ def test_numbers_that_postgres_writes_out_in_full_hide_no_message_and_hinder_no_
     assert read(store, call, "s") == ["before", "extreme", "after"]
     assert contents_of(store.list_messages(call, "s", None, 10).messages) == ["before", "extreme", "after"]
     change = MessageChange(metadata=MetadataChange({"more": 1}))
-    assert store.update_message(call, "s", message.message_id, change).metadata == {**extreme, "more": 1}
+    assert store.update_message(call, "s", id_of(message), change).metadata == {**extreme, "more": 1}

@@ -25,7 +25,7 @@ from recalld.domain import (
     UserChange,
 )
 from recalld.errors import NotFound, UserMissing
-from tests.contract.asking import purge, read, search, sessions, users, write
+from tests.contract.asking import id_of, purge, read, search, sessions, users, write
 from tests.contract.clock import Clock
 
 _MESSAGE = NewMessage(UUID(int=1), "user", "apple", {}, 0)
@@ -50,9 +50,9 @@ _ASKING: dict[str, Callable[[Store, Call], Any]] = {
     "delete_session": lambda store, call: store.delete_session(call, "s"),
     "undelete_session": lambda store, call: store.undelete_session(call, "s"),
     "list_messages": lambda store, call: store.list_messages(call, "s", None, 10),
-    "get_message": lambda store, call: store.get_message(call, "s", _MESSAGE.message_id),
-    "update_message": lambda store, call: store.update_message(call, "s", _MESSAGE.message_id, MessageChange("x")),
-    "delete_message": lambda store, call: store.delete_message(call, "s", _MESSAGE.message_id),
+    "get_message": lambda store, call: store.get_message(call, "s", id_of(_MESSAGE)),
+    "update_message": lambda store, call: store.update_message(call, "s", id_of(_MESSAGE), MessageChange("x")),
+    "delete_message": lambda store, call: store.delete_message(call, "s", id_of(_MESSAGE)),
     "clear_memory": lambda store, call: store.clear_memory(call, "s"),
     "get_user": lambda store, call: store.get_user(call, "ada", show_deleted=True),
     "update_user": lambda store, call: store.update_user(call, "ada", UserChange()),

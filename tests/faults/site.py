@@ -22,6 +22,7 @@ from recall.v1.memory_pb2 import AddMemoryRequest, AddMemoryResponse, GetMemoryR
 from recall.v1.memory_pb2_grpc import MemoryServiceStub
 from recall.v1.session_pb2 import DeleteSessionRequest
 from recall.v1.session_pb2_grpc import SessionServiceStub
+from recalld.storage.appends import MOST_CHARACTERS
 from tests.faults.cluster import Cluster, cluster
 from tests.faults.proxy import Proxy
 from tests.processes import DEADLINE, NOT_SERVING, SERVING, Process, running
@@ -74,6 +75,10 @@ class Caller:
         messages = [Message(role="user", content=content)]
         request = AddMemoryRequest(session_id=session, messages=messages, **more)
         return ended(lambda: self.memory.AddMemory(request, timeout=timeout))
+
+    def add_alone(self, session: str, timeout: float | None = DEADLINE) -> Answer:
+        """Adds what is too large to share a statement: it has a connection of its own while it waits."""
+        return self.add(session, "x" * (MOST_CHARACTERS + 1), timeout)
 
     def get(self, session: str, timeout: float | None = DEADLINE) -> Answer:
         return ended(lambda: self.memory.GetMemory(GetMemoryRequest(session_id=session), timeout=timeout))

@@ -87,8 +87,8 @@ def test_a_crash_fails_calls_that_nobody_repeats(pair: Pair, database_url: str) 
     """The control of the test above: what it counts does happen, to the same traffic."""
     with pair.client(retries=False) as client, Traffic(client, callers=12) as traffic:
         traffic.wait_for_calls(50)
-        with tables_locked(database_url) as wait_for:
-            wait_for(12)  # some of them at each server
+        with tables_locked(database_url):
+            traffic.wait_until_stuck()  # some callers at each server
             pair.servers[0].signal(signal.SIGKILL)
             assert pair.servers[0].wait() == -signal.SIGKILL
         wait_until(lambda: any("UNAVAILABLE" in failure for failure in traffic.failures), "no call failed")
@@ -97,8 +97,8 @@ def test_a_crash_fails_calls_that_nobody_repeats(pair: Pair, database_url: str) 
 def test_a_crash_fails_no_call_that_the_service_config_repeats(pair: Pair, database_url: str) -> None:
     with pair.client() as client, Traffic(client, callers=12) as traffic:
         traffic.wait_for_calls(50)
-        with tables_locked(database_url) as wait_for:
-            wait_for(12)
+        with tables_locked(database_url):
+            traffic.wait_until_stuck()
             pair.servers[0].signal(signal.SIGKILL)
             assert pair.servers[0].wait() == -signal.SIGKILL
         traffic.wait_for_calls(50)

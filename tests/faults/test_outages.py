@@ -63,7 +63,7 @@ def full_pool(here: Site) -> None:
 def test_on_a_frozen_database_calls_end_at_their_deadlines_and_calls_without_one_end_too(here: Site) -> None:
     assert here.caller.add("s").told == OK
     with here.locked("s"):
-        patient = [here.caller.later(here.caller.add, "s", timeout=None) for _ in range(POOL_SIZE)]
+        patient = [here.caller.later(here.caller.add_alone, "s", timeout=None) for _ in range(POOL_SIZE)]
         assert becomes(lambda: here.waiting() == POOL_SIZE)
         here.postgres.freeze()
         try:
@@ -125,7 +125,7 @@ def test_calls_that_were_under_way_on_such_connections_give_them_up(tmp_path: Pa
     with site(tmp_path, by_proxy=True) as here:
         assert here.caller.add("s").told == OK
         with here.locked("s"):
-            calls = [here.caller.later(here.caller.add, "s", timeout=None) for _ in range(POOL_SIZE)]
+            calls = [here.caller.later(here.caller.add_alone, "s", timeout=None) for _ in range(POOL_SIZE)]
             assert becomes(lambda: here.waiting() == POOL_SIZE)
             with here.outage():
                 here.proxy.freeze()

@@ -23,6 +23,7 @@ from recall.v1.session_pb2 import StreamSessionsRequest
 from recalld.app import Server
 from recalld.domain import LocalCall
 from recalld.storage import PostgresStore
+from recalld.storage.appends import MOST_CHARACTERS
 from tests.faults.waiting import tables_locked, wait_until
 from tests.integration.conftest import Client, connected, serving
 from tests.processes import DEADLINE, SERVING
@@ -57,7 +58,9 @@ def full(database_url: str) -> Iterator[tuple[Server, Client, list[Any]]]:
     limits = {"max_concurrent_calls": MOST, "pool_size": MOST, "lock_timeout": timedelta(minutes=1)}
     with serving(database_url, **limits) as server, connected(server) as client:
         with tables_locked(database_url) as wait_for:
-            accepted = [client.memory.AddMemory.future(hello(), timeout=DEADLINE) for _ in range(MOST)]
+            # Too large to share a statement: each waits for itself.
+            large = hello(size=MOST_CHARACTERS + 1)
+            accepted = [client.memory.AddMemory.future(large, timeout=DEADLINE) for _ in range(MOST)]
             wait_for(MOST)
             yield server, client, accepted
             assert not any(call.done() for call in accepted)

@@ -83,7 +83,7 @@ def test_a_call_that_finds_all_connections_busy_is_turned_away_in_time_and_the_o
     with site(tmp_path, f"--pool-timeout={POOL_TIMEOUT}s") as here:
         assert here.caller.add("held").told == OK
         with here.locked("held"):
-            busy = [here.caller.later(here.caller.add, "held") for _ in range(POOL_SIZE)]
+            busy = [here.caller.later(here.caller.add_alone, "held") for _ in range(POOL_SIZE)]
             assert becomes(lambda: here.waiting() == POOL_SIZE)
             answers = here.caller.burst(8)
             assert told(answers) == {OVERLOADED}

@@ -58,6 +58,15 @@ class Traffic:
             assert time.monotonic() < deadline, f"{aim - self.calls} of {number} calls are missing: {self.failures}"
             time.sleep(0.01)
 
+    def wait_until_stuck(self) -> None:
+        """Returns when no call has ended for a second: every caller waits for something."""
+        deadline, calls, since = time.monotonic() + DEADLINE, self.calls, time.monotonic()
+        while time.monotonic() - since < 1.0:
+            assert time.monotonic() < deadline, "callers get answers all the time"
+            if self.calls != calls:
+                calls, since = self.calls, time.monotonic()
+            time.sleep(0.02)
+
     def check(self, client: Client) -> None:
         """Asserts that what was acknowledged is there: all of it, once, in order.
 

@@ -16,7 +16,7 @@ _WAITING = """
 """
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = DEADLINE) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout: float = DEADLINE) -> None:
     """Returns when the condition holds; fails with the words of `what` when it does not within `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while not condition():

@@ -20,7 +20,7 @@ from tests.contract.asking import said
 from tests.postgres import Databases, open_database
 
 CALL = LocalCall("default")
-STEPS = ["0001_initial", "0002_api_key", "0003_lease"]
+STEPS = ["0001_initial", "0002_api_key", "0003_lease", "0004_group_append", "0005_given_ids"]
 
 
 @pytest.fixture
@@ -55,11 +55,11 @@ def test_of_many_that_start_at_once_on_an_empty_database_one_migrates_and_all_su
 
 
 def wait_until_waiting(connection: psycopg.Connection, processes: int) -> None:
-    """Returns when so many wait for an advisory lock; fails after 30 seconds."""
+    """Returns when so many have asked for the lock; fails after 30 seconds."""
     deadline = time.monotonic() + 30
-    waiting = "select count(*) from pg_locks where locktype = 'advisory' and not granted and database ="
-    waiting += " (select oid from pg_database where datname = current_database())"
-    while connection.execute(waiting).fetchone() != (processes,):
+    asking = "select count(*) from pg_stat_activity where query ~* 'pg_try_advisory_lock|rollback'"
+    asking += " and application_name = 'recalld migrate' and datname = current_database()"
+    while connection.execute(asking).fetchone() != (processes,):
         assert time.monotonic() < deadline
         time.sleep(0.02)
 

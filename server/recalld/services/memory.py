@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid5
 
 import grpc
 
@@ -148,16 +148,13 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
 def _new_messages(request: memory_pb2.AddMemoryRequest) -> list[NewMessage]:
     if not 1 <= len(request.messages) <= limits.MAX_MESSAGES_PER_CALL:
         raise InvalidField("messages", f"must be 1 to {limits.MAX_MESSAGES_PER_CALL}")
+    ids = _message_ids(request)
     messages = []
-    seen: set[UUID] = set()
-    for index, (message, message_id) in enumerate(zip(request.messages, _message_ids(request), strict=True)):
+    for index, message in enumerate(request.messages):
         path = f"messages[{index}]"
-        if message_id in seen:
-            raise InvalidField(f"{path}.message_id", "is the id of an earlier message of this call")
-        seen.add(message_id)
         messages.append(
             NewMessage(
-                message_id=message_id,
+                message_id=ids[index] if ids else None,
                 role=validate.role(message.role, f"{path}.role"),
                 content=validate.content(message.content, f"{path}.content"),
                 metadata=structs.to_document(message.metadata, f"{path}.metadata"),
@@ -167,17 +164,22 @@ def _new_messages(request: memory_pb2.AddMemoryRequest) -> list[NewMessage]:
     return messages
 
 
-def _message_ids(request: memory_pb2.AddMemoryRequest) -> list[UUID]:
-    """The id of each message: its own, or one that a repetition of the call derives again."""
+def _message_ids(request: memory_pb2.AddMemoryRequest) -> list[UUID] | None:
+    """The id of each message: its own, or one that a repetition of the call derives again. None when none is given."""
     given = [
         validate.uuid(message.message_id, f"messages[{index}].message_id") if message.message_id else None
         for index, message in enumerate(request.messages)
     ]
-    if request.request_id:
-        seed = validate.uuid(request.request_id, "request_id")
-    else:
-        seed = next(filter(None, given), None) or uuid4()
-    return [own or uuid5(seed, str(index)) for index, own in enumerate(given)]
+    seed = validate.uuid(request.request_id, "request_id") if request.request_id else next(filter(None, given), None)
+    if seed is None:
+        return None
+    ids: dict[UUID, None] = {}
+    for index, own in enumerate(given):
+        message_id = own or uuid5(seed, str(index))
+        if message_id in ids:
+            raise InvalidField(f"messages[{index}].message_id", "is the id of an earlier message of this call")
+        ids[message_id] = None
+    return list(ids)
 
 
 def _address(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from operator import attrgetter
 from uuid import UUID
 
 from psycopg import Rollback
-from psycopg import errors as pg
 
 from recalld import errors, metadata
 from recalld.domain import (
@@ -23,18 +23,23 @@ from recalld.domain import (
     SearchQuery,
 )
 from recalld.limits import MAX_PAGE_BYTES
-from recalld.storage.database import Connection
-from recalld.storage.keys import session_key
-from recalld.storage.rows import SubjectStore, Values, check_merged, message_of, metadata_change, session_of
+from recalld.storage.appends import CREATED, UNDELETED, Append, Appends, append, message_values
+from recalld.storage.database import Connection, Database
+from recalld.storage.keys import seq_of, session_key
+from recalld.storage.rows import (
+    SubjectStore,
+    Values,
+    check_merged,
+    message_of,
+    metadata_change,
+    session_of,
+    utc_now,
+)
 from recalld.storage.sessions import ATTEMPTS, find, lock_session, lock_user, revive
 from recalld.storage.sql import compose, statements
 
 _SESSION_SQL = statements("session")
 _SQL = statements("memory")
-
-# message.outcome: what the call did, to be told again to whoever repeats it.
-_CREATED = 1
-_UNDELETED = 2
 
 _SESSION_WIDTH = _SESSION_SQL["columns"].count(",") + 1
 _MESSAGE_WIDTH = _SQL["columns"].count(",") + 1
@@ -51,7 +56,14 @@ _LIST_ASCENDING, _LIST_DESCENDING = (
     for order, direction in (("ascending", "asc"), ("descending", "desc"))
 )
 _GET, _UPDATE, _DELETE = (
-    compose(_SQL[name], columns=_SQL["columns"]) for name in ("get_message", "update_message", "delete_message")
+    {
+        where: compose(_SQL[name], columns=_SQL["columns"], by_id=_SQL[where])
+        for where in ("by_given_id", "by_derived_id")
+    }
+    for name in ("get_message", "update_message", "delete_message")
+)
+_REPLAYED, _REPLAYED_DERIVED = (
+    compose(_SQL["replayed"], by_id=_SQL[where]) for where in ("replayed_by_given_id", "replayed_by_derived_id")
 )
 _SEARCH = {
     scope: compose(_SQL["search"], columns=_SQL["columns"], messages=_SQL[messages], scope=_SQL[scope])
@@ -66,16 +78,25 @@ _SEARCH = {
 class MemoryStore(SubjectStore):
     """The part of recalld.domain.Store about messages."""
 
+    def __init__(self, database: Database, clock: Callable[[], datetime] = utc_now) -> None:
+        super().__init__(database, clock)
+        self.appends = Appends(database, clock)
+
     def add_memory(self, call: Call, memory: NewMemory) -> AddedMemory:
-        values = self._append_values(call, memory)
+        key = session_key(call.namespace, memory.session_id)
+        documents = [metadata.to_json(message.metadata) if message.metadata else None for message in memory.messages]
+        what = Append(call, key, memory, documents, create=not memory.user_id)
+        derived = [seq_of(key, message.message_id) if message.message_id else None for message in memory.messages]
+        # The common case is one statement: the session is live, or new and nobody's.
+        if not any(derived) and (added := self.appends.append(what)):
+            return added
         with self._database.connection(call) as connection:
             for _ in range(ATTEMPTS):
-                # The common case is this one statement: the session is live, or new and nobody's.
-                if added := self._append(connection, memory, values):
-                    return added
-                if replayed := self._replayed(connection, memory, values):
+                if replayed := self._replayed(connection, what, derived):
                     return replayed
-                if added := self._append_carefully(connection, call, memory, values):
+                if added := self._append_carefully(connection, what):
+                    return added
+                if added := append(connection, what, self._clock()):
                     return added
         raise errors.Contention
 
@@ -116,17 +137,17 @@ class MemoryStore(SubjectStore):
         return MessagePage(messages, more=bool(messages and rows[-1][_MESSAGE_WIDTH]))
 
     def get_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
-        values = {"session_key": session_key(call.namespace, session_id), "message_id": message_id}
+        where, values = _address(call, session_id, message_id)
         with self._database.connection(call) as connection:
-            row = connection.execute(_GET, values).fetchone()
+            row = connection.execute(_GET[where], values).fetchone()
         if row is None:
             raise errors.MessageNotFound(str(message_id))
         return message_of(row)
 
     def update_message(self, call: Call, session_id: str, message_id: UUID, change: MessageChange) -> Message:
+        where, address = _address(call, session_id, message_id)
         values = {
-            "session_key": session_key(call.namespace, session_id),
-            "message_id": message_id,
+            **address,
             "content": change.content,
             "role": change.role,
             "token_count": change.token_count,
@@ -134,7 +155,7 @@ class MemoryStore(SubjectStore):
             **self._times(),
         }
         with self._database.connection(call) as connection, connection.transaction():
-            row = connection.execute(_UPDATE, values).fetchone()
+            row = connection.execute(_UPDATE[where], values).fetchone()
             if row is None:
                 raise errors.MessageNotFound(str(message_id))
             message = message_of(row)
@@ -142,13 +163,9 @@ class MemoryStore(SubjectStore):
             return message
 
     def delete_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
-        values = {
-            "session_key": session_key(call.namespace, session_id),
-            "message_id": message_id,
-            **self._times(),
-        }
+        where, address = _address(call, session_id, message_id)
         with self._database.connection(call) as connection:
-            row = connection.execute(_DELETE, values).fetchone()
+            row = connection.execute(_DELETE[where], {**address, **self._times()}).fetchone()
             if row is None:
                 raise errors.MessageNotFound(str(message_id))
             return message_of(row)
@@ -171,76 +188,46 @@ class MemoryStore(SubjectStore):
             rows = connection.execute(_SEARCH[scope], values).fetchall()
         return [Match(row[0], message_of(row[1:-1]), row[-1]) for row in rows]
 
-    # --- appending
+    # --- appending what is not that simple
 
-    def _append_values(self, call: Call, memory: NewMemory) -> Values:
-        messages = memory.messages
-        return {
-            "session_key": session_key(call.namespace, memory.session_id),
-            "namespace": call.namespace,
-            "session_id": memory.session_id,
-            "user_id": memory.user_id,
-            "metadata": metadata.to_json(memory.metadata or {}),
-            "create": not memory.user_id,
-            "expected_last_seq": memory.expected_last_seq,
-            "outcome": None,
-            "time": self._clock(),
-            "message_ids": [message.message_id for message in messages],
-            "roles": [message.role for message in messages],
-            "contents": [message.content for message in messages],
-            "metadatas": [metadata.to_json(message.metadata) if message.metadata else None for message in messages],
-            "token_counts": [message.token_count or None for message in messages],
-        }
-
-    def _append(self, connection: Connection, memory: NewMemory, values: Values) -> AddedMemory | None:
-        """One statement, all or nothing; None when it did nothing, be it that the call is a repetition."""
-        try:
-            row = connection.execute(_SQL["append"], values).fetchone()
-        except pg.UniqueViolation:
-            return None
-        if row is None or row[0] is None:
-            return None
-        last_seq, outcome = row
-        first_seq = last_seq - len(memory.messages) + 1
-        return AddedMemory(
-            [
-                AddedMessage(message.message_id, seq, values["time"])
-                for seq, message in enumerate(memory.messages, first_seq)
-            ],
-            session_created=outcome == _CREATED,
-            session_undeleted=outcome == _UNDELETED,
-        )
-
-    def _replayed(self, connection: Connection, memory: NewMemory, values: Values) -> AddedMemory | None:
+    def _replayed(self, connection: Connection, what: Append, derived: Sequence[int | None]) -> AddedMemory | None:
         """The first call's result when this is a repetition of it; None when no id of the call is known.
 
-        Raises MessageIdConflict when the ids are known from something else.
+        Args:
+            derived: the seqs of the messages whose ids are those that we make; None for each other message.
+
+        Raises MessageIdConflict when the ids are known from something else, InvalidField for one that we have yet to
+        make, or made for a message that was purged: nobody else may take it.
         """
-        rows = connection.execute(_SQL["replayed"], values).fetchall()
+        messages = what.memory.messages
+        values = {"session_key": what.session_key, "seqs": derived, **message_values([what])}
+        rows = connection.execute(_REPLAYED, values).fetchall()
+        if any(derived):
+            rows = sorted(rows + connection.execute(_REPLAYED_DERIVED, values).fetchall())
+        found = {row[0] for row in rows}
+        for place, seq in enumerate(derived, 1):
+            if seq is not None and place not in found:
+                raise errors.InvalidField(f"messages[{place - 1}].message_id", "is reserved for another message")
         if not rows:
             return None
         first_seq = rows[0][1]
         for expected, (place, seq, _time, _outcome, same) in enumerate(rows, 1):
             if not same or place != expected or seq != first_seq + expected - 1:
-                raise errors.MessageIdConflict(str(memory.messages[place - 1].message_id))
-        if len(rows) < len(memory.messages):
-            raise errors.MessageIdConflict(str(memory.messages[0].message_id))
+                raise errors.MessageIdConflict(str(messages[place - 1].message_id))
+        if len(rows) < len(messages):
+            raise errors.MessageIdConflict(str(messages[0].message_id))
         return AddedMemory(
-            [
-                AddedMessage(message.message_id, seq, time)
-                for message, (_place, seq, time, _outcome, _same) in zip(memory.messages, rows, strict=True)
-            ],
-            session_created=rows[0][3] == _CREATED,
-            session_undeleted=rows[0][3] == _UNDELETED,
+            [AddedMessage(messages[place - 1].message_id, seq, time) for place, seq, time, *_ in rows],
+            session_created=rows[0][3] == CREATED,
+            session_undeleted=rows[0][3] == UNDELETED,
         )
 
-    def _append_carefully(
-        self, connection: Connection, call: Call, memory: NewMemory, values: Values
-    ) -> AddedMemory | None:
+    def _append_carefully(self, connection: Connection, what: Append) -> AddedMemory | None:
         """Does what the one statement does not: creates the session for a user, revives it, or says what is wrong.
 
         None when the session has changed since it was looked at. Raises SeqMismatch, UserMissing.
         """
+        call, memory = what.call, what.memory
         session = find(connection, call, memory.session_id)
         last_seq = session.last_seq if session else 0
         if memory.expected_last_seq not in (None, last_seq):
@@ -248,7 +235,7 @@ class MemoryStore(SubjectStore):
         with connection.transaction():
             if session is None:
                 lock_user(connection, call.namespace, memory.user_id)
-                values = {**values, "create": True}
+                what = what._replace(create=True)
             else:
                 if session.delete_time:
                     lock_user(connection, call.namespace, session.user_id)
@@ -258,8 +245,17 @@ class MemoryStore(SubjectStore):
                     return None
                 if not live:
                     revive(connection, call, session, self._times())
-                    values = {**values, "outcome": _UNDELETED}
-            if added := self._append(connection, memory, values):
+                    what = what._replace(outcome=UNDELETED)
+            if added := append(connection, what, self._clock()):
                 return added
             raise Rollback
         return None
+
+
+def _address(call: Call, session_id: str, message_id: UUID) -> tuple[str, Values]:
+    """How a message is found by its id: the name of the condition, and the values."""
+    key = session_key(call.namespace, session_id)
+    seq = seq_of(key, message_id)
+    if seq is None:
+        return "by_given_id", {"session_key": key, "message_id": message_id}
+    return "by_derived_id", {"session_key": key, "seq": seq}

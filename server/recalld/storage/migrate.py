@@ -48,7 +48,8 @@ def current_revision(connection: psycopg.Connection[Any]) -> str | None:
 def migrate(url: str, language: str, *, change_language: bool = False, grant_to: str | None = None) -> list[str]:
     """Applies the pending steps, and returns their names. Safe to run from several processes at once, and to kill.
 
-    Each step is a transaction, and waits only briefly for locks: a server in use hardly notices.
+    Each step is a transaction, or builds an index beside the callers, and waits only briefly for locks: a server in use
+    hardly notices.
 
     Args:
         url: the database, as a URL or a libpq connection string.

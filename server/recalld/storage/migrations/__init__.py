@@ -19,3 +19,20 @@ def upgrade_from_sql(revision_file: str) -> Callable[[], None]:
         op.execute(Path(revision_file).with_suffix(".sql").read_text("utf-8"))
 
     return upgrade
+
+
+def upgrade_from_sql_concurrently(revision_file: str) -> Callable[[], None]:
+    """Likewise, of statements that cannot be in a transaction, each on its own.
+
+    A run that is killed leaves some of them done: all must bear to be done again.
+    """
+
+    def upgrade() -> None:
+        from alembic import op
+
+        with op.get_context().autocommit_block():
+            for statement in Path(revision_file).with_suffix(".sql").read_text("utf-8").split(";\n"):
+                if statement.strip():
+                    op.execute(statement)
+
+    return upgrade

@@ -1,10 +1,13 @@
 """Alembic's entry point: runs the pending steps on the connection that recalld.storage.migrate passes in.
 
-Without a connection it prints them. Each step is one transaction, all of them under one lock: of several servers that
-start at once on an empty database, one migrates and the others wait and find nothing left to do.
+Without a connection it prints them. Each step is one transaction, unless it builds an index concurrently, and all are
+under one lock: of several servers that start at once on an empty database, one migrates and the others wait and find
+nothing left to do.
 """
 
 from __future__ import annotations
+
+import time
 
 from alembic import context
 from sqlalchemy import text
@@ -12,6 +15,9 @@ from sqlalchemy import text
 from recalld.storage.sql import statements
 
 _SQL = statements("schema")
+
+# Seconds between two attempts to be the one that migrates.
+_LOCK_INTERVAL = 0.2
 
 attributes = context.config.attributes
 connection = attributes.get("connection")
@@ -29,7 +35,9 @@ else:
         on_version_apply=attributes["on_version_apply"],
     )
     # It lasts until the connection is closed; only what comes after it is to be quick.
-    connection.execute(text(_SQL["lock_migrations"]))
+    while not connection.scalar(text(_SQL["lock_migrations"])):
+        connection.rollback()
+        time.sleep(_LOCK_INTERVAL)
     connection.execute(text(_SQL["limit_lock_wait"]), {"milliseconds": str(int(attributes["lock_timeout"] * 1000))})
     connection.execute(text(_SQL["create_schema"]))
     connection.commit()

@@ -7,22 +7,35 @@ select a.last_seq, a.outcome
                       %(expected_last_seq)s, %(outcome)s::smallint, %(time)s, %(message_ids)s::uuid[], %(roles)s::text[],
                       %(contents)s::text[], %(metadatas)s::jsonb[], %(token_counts)s::integer[]) as a
 
+-- name: append_group
+select g.last_seqs, g.outcomes
+  from recalld.append_group(%(session_keys)s::uuid[], %(namespaces)s::text[], %(session_ids)s::text[],
+                            %(session_metadatas)s::jsonb[], %(creates)s::boolean[], %(counts)s::bigint[], %(time)s,
+                            %(sessions)s::integer[], %(places)s::integer[], %(message_ids)s::uuid[], %(roles)s::text[],
+                            %(contents)s::text[], %(metadatas)s::jsonb[], %(token_counts)s::integer[]) as g
+
 -- name: replayed
 -- What is stored under the ids of a call, and whether it is what the call sends. The lock makes it a transaction that
 -- writes, and so waits, as the first call should have, until a synchronous standby has everything up to here.
 select new.place, m.seq, m.create_time, m.outcome,
        coalesce(m.sent_digest, recalld.message_digest(m.role, m.content, m.metadata, m.token_count))
        = recalld.message_digest(new.role, new.content, new.metadata, new.token_count) as same
-  from unnest(%(message_ids)s::uuid[], %(roles)s::text[], %(contents)s::text[], %(metadatas)s::jsonb[],
-              %(token_counts)s::integer[])
-       with ordinality as new (message_id, role, content, metadata, token_count, place)
+  from unnest(%(message_ids)s::uuid[], %(seqs)s::bigint[], %(roles)s::text[], %(contents)s::text[],
+              %(metadatas)s::jsonb[], %(token_counts)s::integer[])
+       with ordinality as new (message_id, seq, role, content, metadata, token_count, place)
   join recalld.message as m
     on m.session_key = %(session_key)s
-   and m.message_id = new.message_id
+   and {by_id}
   join recalld.session as s
     on s.session_key = %(session_key)s
  order by new.place
    for key share of s
+
+-- name: replayed_by_given_id
+m.message_id = new.message_id and m.id_derived is not true
+
+-- name: replayed_by_derived_id
+m.seq = new.seq and m.id_derived
 
 -- name: get_memory
 -- The session's row, then its messages, each with the other's columns null: one statement, so one moment. The newest
@@ -94,9 +107,15 @@ select {columns}
     on s.session_key = %(session_key)s
    and s.delete_time is null
  where m.session_key = %(session_key)s
-   and m.message_id = %(message_id)s
+   and {by_id}
    and m.seq > s.cleared_seq
    and m.delete_time is null
+
+-- name: by_given_id
+m.message_id = %(message_id)s and m.id_derived is not true
+
+-- name: by_derived_id
+m.seq = %(seq)s and m.id_derived
 
 -- name: update_message
 -- The session's row first, as everywhere; the caller rolls back when no message comes of it.
@@ -120,7 +139,7 @@ update recalld.message as m
        sent_digest = coalesce(m.sent_digest, recalld.message_digest(m.role, m.content, m.metadata, m.token_count))
   from s
  where m.session_key = %(session_key)s
-   and m.message_id = %(message_id)s
+   and {by_id}
    and m.seq > s.cleared_seq
    and m.delete_time is null
 returning {columns}
@@ -137,7 +156,7 @@ with s as (
        set delete_time = %(time)s
       from s
      where m.session_key = %(session_key)s
-       and m.message_id = %(message_id)s
+       and {by_id}
        and m.seq > s.cleared_seq
        and m.delete_time is null
     returning m.*, s.namespace

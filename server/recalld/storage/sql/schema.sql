@@ -5,7 +5,8 @@ select current_setting('transaction_read_only')
 create database {name}
 
 -- name: lock_migrations
-select pg_advisory_lock(hashtextextended('recalld.migrate', 0))
+-- Not one that waits: the snapshot of its statement would be waited for by an index that is built concurrently.
+select pg_try_advisory_lock(hashtextextended('recalld.migrate', 0))
 
 -- name: limit_lock_wait
 select set_config('lock_timeout', :milliseconds, false)

@@ -1,0 +1,231 @@
+"""Appending messages: one statement for a call, or for as many calls as wait at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from threading import Lock
+from typing import Final, NamedTuple
+from uuid import UUID
+
+from psycopg import errors as pg
+
+from recalld import metadata
+from recalld.domain import AddedMemory, AddedMessage, Call, NewMemory
+from recalld.storage.database import Connection, Database
+from recalld.storage.keys import message_id
+from recalld.storage.lanes import Lane, Member
+from recalld.storage.rows import Values
+from recalld.storage.sql import statements
+
+_SQL = statements("memory")
+
+# message.outcome: what the call did, to be told again to whoever repeats it.
+CREATED: Final = 1
+UNDELETED: Final = 2
+
+# Groups that are worked on at a time, each on a connection, and calls in one.
+_LEADERS: Final = 2
+_MOST_CALLS: Final = 32
+
+# Seconds that a group may take before another may be worked on beside those. Alone, a call waits for a lock.
+_PATIENCE: Final = 0.02
+
+# What a call may be that shares a statement: a large one would only keep the others waiting.
+_MOST_MESSAGES: Final = 8
+MOST_CHARACTERS: Final = 16_384
+
+# What one call of a group can bring about for all of it. The group's transaction has rolled back, and each call goes on
+# by itself.
+_FAULT_OF_ONE: Final = (
+    pg.IntegrityError,
+    pg.DataError,
+    pg.ProgramLimitExceeded,
+    pg.LockNotAvailable,
+    pg.DeadlockDetected,
+    pg.SerializationFailure,
+)
+
+# Of a session in append_group: it is locked by somebody else.
+_LOCKED: Final = 0
+
+
+class Append(NamedTuple):
+    """What a call appends, and to which session.
+
+    Attributes:
+        metadatas: of the messages, as JSON; None for none.
+        create: whether the session may be created.
+        outcome: what the call did before it came to append.
+    """
+
+    call: Call
+    session_key: UUID
+    memory: NewMemory
+    metadatas: Sequence[str | None]
+    create: bool
+    outcome: int | None = None
+
+
+def append(connection: Connection, what: Append, time: datetime) -> AddedMemory | None:
+    """One statement, all or nothing; None when it did nothing, be it that the call is a repetition."""
+    memory = what.memory
+    values = {
+        "session_key": what.session_key,
+        "namespace": what.call.namespace,
+        "session_id": memory.session_id,
+        "user_id": memory.user_id,
+        "metadata": metadata.to_json(memory.metadata or {}),
+        "create": what.create,
+        "expected_last_seq": memory.expected_last_seq,
+        "outcome": what.outcome,
+        "time": time,
+        **message_values([what]),
+    }
+    try:
+        row = connection.execute(_SQL["append"], values).fetchone()
+    except pg.UniqueViolation:
+        return None
+    if row is None or row[0] is None:
+        return None
+    last_seq, outcome = row
+    return _added(what, last_seq - len(memory.messages) + 1, outcome, time)
+
+
+class Appends:
+    """Appends for calls that may share a statement, which saves each most of a statement, of a commit, and of the wait.
+
+    Calls to a session that somebody else has locked have a lane of their own, as long as there are any: they wait for
+    the lock together, and for nobody else.
+
+    Args:
+        database: where to.
+        clock: the time that messages are stamped with.
+    """
+
+    def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
+        self._database = database
+        self._clock = clock
+        self._common: Lane[_Waiting] = Lane(self._work, leaders=_LEADERS, most=_MOST_CALLS, patience=_PATIENCE)
+        self._locked: dict[UUID, Lane[_Waiting]] = {}
+        self._lock = Lock()
+        # Off where one transaction on several sessions is dear: on Citus it spans shards.
+        self.grouping = True
+
+    def append(self, what: Append) -> AddedMemory | None:
+        """None when nothing was done: the session is not there or not live, or the call is a repetition."""
+        if not self.grouping or not _small(what):
+            with self._database.connection(what.call) as connection:
+                return append(connection, what, self._clock())
+        waiting = _Waiting(what)
+        lane = self._locked.get(what.session_key)
+        if lane is None:
+            self._common.run(waiting)
+            if not waiting.locked:
+                return waiting.added
+            waiting = _Waiting(what)
+            with self._lock:
+                lane = self._locked.get(what.session_key)
+                if lane is None:
+                    lane = self._locked[what.session_key] = Lane(self._work, leaders=1, most=_MOST_CALLS)
+        try:
+            lane.run(waiting)
+        finally:
+            with self._lock:
+                if lane.idle and self._locked.get(what.session_key) is lane:
+                    del self._locked[what.session_key]
+        return waiting.added
+
+    def _work(self, members: Sequence[_Waiting], call: Call) -> None:
+        time = self._clock()
+        with self._database.connection(call) as connection:
+            if len(members) == 1:
+                members[0].added = append(connection, members[0].what, time)
+                return
+            group = [member.what for member in members]
+            values, places = _group_values(group, time)
+            try:
+                row = connection.execute(_SQL["append_group"], values).fetchone()
+            except _FAULT_OF_ONE:
+                return
+        assert row is not None
+        for member, (number, before) in zip(members, places, strict=True):
+            last_seq, outcome = row[0][number], row[1][number]
+            member.locked = last_seq == _LOCKED
+            if last_seq:
+                first_seq = last_seq - values["counts"][number] + before + 1
+                member.added = _added(member.what, first_seq, None if before else outcome, time)
+
+
+class _Waiting(Member):
+    """An append in a lane, and what came of it: `locked` when somebody has the session locked, so it was not tried."""
+
+    def __init__(self, what: Append) -> None:
+        super().__init__(what.call)
+        self.what = what
+        self.added: AddedMemory | None = None
+        self.locked = False
+
+
+def _small(what: Append) -> bool:
+    messages = what.memory.messages
+    return (
+        what.memory.expected_last_seq is None
+        and len(messages) <= _MOST_MESSAGES
+        and sum(len(message.content) for message in messages) + sum(map(len, filter(None, what.metadatas)))
+        <= MOST_CHARACTERS
+    )
+
+
+def _group_values(group: Sequence[Append], time: datetime) -> tuple[Values, Sequence[tuple[int, int]]]:
+    """The parameters of one statement for all; for each the place of its session, and how many messages go before."""
+    firsts: dict[UUID, Append] = {}
+    for what in group:
+        firsts.setdefault(what.session_key, what)
+    keys = sorted(firsts)
+    number_of = {key: number for number, key in enumerate(keys)}
+    counts = [0] * len(keys)
+    places, sessions, seqs = [], [], []
+    for what in group:
+        number = number_of[what.session_key]
+        places.append((number, counts[number]))
+        for _ in what.memory.messages:
+            counts[number] += 1
+            sessions.append(number + 1)
+            seqs.append(counts[number])
+    sorted_firsts = [firsts[key] for key in keys]
+    return {
+        "session_keys": keys,
+        "namespaces": [first.call.namespace for first in sorted_firsts],
+        "session_ids": [first.memory.session_id for first in sorted_firsts],
+        "session_metadatas": [metadata.to_json(first.memory.metadata or {}) for first in sorted_firsts],
+        "creates": [first.create for first in sorted_firsts],
+        "counts": counts,
+        "time": time,
+        "sessions": sessions,
+        "places": seqs,
+        **message_values(group),
+    }, places
+
+
+def message_values(group: Sequence[Append]) -> Values:
+    """The messages as parameters, a list for each of their attributes."""
+    messages = [message for what in group for message in what.memory.messages]
+    return {
+        "message_ids": [message.message_id for message in messages],
+        "roles": [message.role for message in messages],
+        "contents": [message.content for message in messages],
+        "metadatas": [document for what in group for document in what.metadatas],
+        "token_counts": [message.token_count or None for message in messages],
+    }
+
+
+def _added(what: Append, first_seq: int, outcome: int | None, time: datetime) -> AddedMemory:
+    return AddedMemory(
+        [
+            AddedMessage(message.message_id or message_id(what.session_key, seq), seq, time)
+            for seq, message in enumerate(what.memory.messages, first_seq)
+        ],
+        session_created=outcome == CREATED,
+        session_undeleted=outcome == UNDELETED,
+    )
