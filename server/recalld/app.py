@@ -25,6 +25,7 @@ from recalld.access.tokens import Claims, token_authenticator
 from recalld.conflicts import check_serving
 from recalld.domain import Call
 from recalld.embedded import postgres
+from recalld.gathering import aside
 from recalld.health import Health
 from recalld.metrics import Metrics
 from recalld.purging import LEASE_TTL, Purger
@@ -202,7 +203,7 @@ class Server:
 
     def _find_key(self, key_id: str, call: Call) -> ApiKey | None:
         assert self._database is not None, "no call comes before the server starts"
-        return ApiKeys(self._database).find(key_id, call)
+        return aside(ApiKeys(self._database).find, key_id, call)
 
     def _database_url(self) -> str:
         if self._settings.database_url is not None:

@@ -19,7 +19,7 @@ _APPEND: Final = """\
 \\set text random(1, {texts})
 select a.last_seq, a.outcome
   from recalld.append((array[{keys}]::uuid[])[:session], 'default', 'any', '', '{{}}'::jsonb, false,
-                      null, null::smallint, clock_timestamp(), array[gen_random_uuid()], array['user'],
+                      null, null::smallint, clock_timestamp(), array[null]::uuid[], array['user'],
                       array[(array[{contents}])[:text]], array[null]::jsonb[], array[null]::integer[]) as a;
 """
 

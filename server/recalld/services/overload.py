@@ -1,4 +1,7 @@
-"""What happens to more calls than the server can work on: they are answered at once, and told to come back later."""
+"""Which threads a call is worked on; and what happens to more calls than the server can work on.
+
+Those are answered at once, and told to come back later.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from recalld.errors import Overloaded
+from recalld.gathering import Gathering
 from recalld.metrics import Metrics
 from recalld.services.status import abort
 from recalld.services.wrapping import Behaviour, Handler, is_beside
@@ -21,6 +25,11 @@ _HEALTH: Final = "/grpc.health.v1.Health/"
 
 # Threads for what needs next to no work: turning calls away, and telling health.
 _QUICK_THREADS: Final = 2
+
+# The methods whose calls gather, their threads, and how many calls one of these takes on at a time.
+_GATHERED: Final = frozenset({"/recall.v1.MemoryService/AddMemory", "/recall.v1.MemoryService/GetMemory"})
+_GATHERING_THREADS: Final = 2
+_MOST_GATHERED: Final = 32
 
 # Calls that may be on their way to being turned away. Beyond them gRPC does it, with fewer words.
 MOST_REFUSALS: Final = 1024
@@ -36,10 +45,14 @@ class CallThreads(ThreadPoolExecutor):
         self._counting = threading.Lock()
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        return self.counted(lambda: super(CallThreads, self).submit(fn, *args, **kwargs))
+
+    def counted(self, submit: Callable[[], Future[R]]) -> Future[R]:
+        """Submits a call, which counts until it ends, wherever it is worked on."""
         with self._counting:
             self.calls += 1
         try:
-            future = super().submit(fn, *args, **kwargs)
+            future = submit()
         except RuntimeError:  # shut down
             self._ended()
             raise
@@ -51,8 +64,19 @@ class CallThreads(ThreadPoolExecutor):
             self.calls -= 1
 
 
+class GatheredCalls(Gathering):
+    """Threads for calls that gather, which count among the others."""
+
+    def __init__(self, calls: CallThreads) -> None:
+        super().__init__(_GATHERING_THREADS, most=_MOST_GATHERED, most_aside=calls.most)
+        self._calls = calls
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        return self._calls.counted(lambda: super(GatheredCalls, self).submit(fn, *args, **kwargs))
+
+
 class TurnAway(grpc.ServerInterceptor):
-    """Answers a call that finds all threads taken, without decoding it, on a thread kept for that.
+    """Chooses the threads of a call. Answers one that finds all taken, without decoding it, on a thread kept for that.
 
     gRPC would queue it where nobody sees it, and work on it when its caller has long given up. gRPC's own limit tells
     the caller neither why nor when to come back. Health has threads of its own too: a busy server is no dead one. So
@@ -67,11 +91,14 @@ class TurnAway(grpc.ServerInterceptor):
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-quick")
         self._health = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-health-call")
         self._reflection = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-reflection")
+        self._gathering = GatheredCalls(threads)
+        self._gathered: dict[str, Handler] = {}
         self._refusing: dict[str, Handler] = {}
         self._beside: dict[str, Handler] = {}
 
     def close(self) -> None:
         """Lets its threads end."""
+        self._gathering.shutdown()
         self._quick.shutdown(wait=False)
         self._health.shutdown(wait=False)
         self._reflection.shutdown(wait=False)
@@ -89,7 +116,9 @@ class TurnAway(grpc.ServerInterceptor):
             threads = self._health if method.startswith(_HEALTH) else self._reflection
             return self._beside.get(method) or self._beside.setdefault(method, _on(threads, handler))
         if self._threads.calls < self._threads.most:
-            return handler
+            if method not in _GATHERED:
+                return handler
+            return self._gathered.get(method) or self._gathered.setdefault(method, _on(self._gathering, handler))
         return self._refusing.get(method) or self._refusing.setdefault(method, self._refuse(handler))
 
     def _refuse(self, handler: Handler) -> Handler:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from threading import Lock
 from typing import Final, NamedTuple
@@ -12,9 +14,9 @@ from psycopg import errors as pg
 
 from recalld import metadata
 from recalld.domain import AddedMemory, AddedMessage, Call, NewMemory
+from recalld.gathering import Wish, as_one, aside, gather
 from recalld.storage.database import Connection, Database
 from recalld.storage.keys import message_id
-from recalld.storage.lanes import Lane, Member
 from recalld.storage.rows import Values
 from recalld.storage.sql import statements
 
@@ -24,12 +26,11 @@ _SQL = statements("memory")
 CREATED: Final = 1
 UNDELETED: Final = 2
 
-# Groups that are worked on at a time, each on a connection, and calls in one.
-_LEADERS: Final = 2
-_MOST_CALLS: Final = 32
+# Calls in one statement.
+MOST_CALLS: Final = 32
 
-# Seconds that a group may take before another may be worked on beside those. Alone, a call waits for a lock.
-_PATIENCE: Final = 0.02
+# Sessions that are waited for at a time; each takes a connection too.
+_MOST_LOCKED: Final = 64
 
 # What a call may be that shares a statement: a large one would only keep the others waiting.
 _MOST_MESSAGES: Final = 8
@@ -95,8 +96,7 @@ def append(connection: Connection, what: Append, time: datetime) -> AddedMemory 
 class Appends:
     """Appends for calls that may share a statement, which saves each most of a statement, of a commit, and of the wait.
 
-    Calls to a session that somebody else has locked have a lane of their own, as long as there are any: they wait for
-    the lock together, and for nobody else.
+    Those to a session that somebody has locked wait for the lock together, and for nobody else.
 
     Args:
         database: where to.
@@ -106,59 +106,94 @@ class Appends:
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._clock = clock
-        self._common: Lane[_Waiting] = Lane(self._work, leaders=_LEADERS, most=_MOST_CALLS, patience=_PATIENCE)
-        self._locked: dict[UUID, Lane[_Waiting]] = {}
-        self._lock = Lock()
         # Off where one transaction on several sessions is dear: on Citus it spans shards.
         self.grouping = True
+        # Of sessions that are locked: who waits. There is one thread for each.
+        self._waiting: dict[UUID, deque[_Wish]] = {}
+        self._lock = Lock()
+        self._threads = ThreadPoolExecutor(_MOST_LOCKED, thread_name_prefix="recalld-locked")
 
     def append(self, what: Append) -> AddedMemory | None:
         """None when nothing was done: the session is not there or not live, or the call is a repetition."""
         if not self.grouping or not _small(what):
-            with self._database.connection(what.call) as connection:
-                return append(connection, what, self._clock())
-        waiting = _Waiting(what)
-        lane = self._locked.get(what.session_key)
-        if lane is None:
-            self._common.run(waiting)
-            if not waiting.locked:
-                return waiting.added
-            waiting = _Waiting(what)
-            with self._lock:
-                lane = self._locked.get(what.session_key)
-                if lane is None:
-                    lane = self._locked[what.session_key] = Lane(self._work, leaders=1, most=_MOST_CALLS)
-        try:
-            lane.run(waiting)
-        finally:
-            with self._lock:
-                if lane.idle and self._locked.get(what.session_key) is lane:
-                    del self._locked[what.session_key]
-        return waiting.added
+            return aside(self._append_alone, what)
+        wish = _Wish(what)
+        gather(self._append, wish)
+        return wish.added
 
-    def _work(self, members: Sequence[_Waiting], call: Call) -> None:
+    def _append_alone(self, what: Append) -> AddedMemory | None:
+        with self._database.connection(what.call) as connection:
+            return append(connection, what, self._clock())
+
+    def _append(self, wishes: Sequence[_Wish]) -> None:
+        with self._lock:
+            free = [wish for wish in wishes if not self._joined(wish)]
+        if free:
+            self._run(free, wait=False)
+        for wish in free:
+            if wish.locked:
+                self._wait(wish)
+
+    def _run(self, wishes: Sequence[_Wish], *, wait: bool) -> None:
+        wishes, call = as_one(wishes)
+        if not wishes:
+            return
         time = self._clock()
+        values, places = _group_values([wish.what for wish in wishes], time, wait=wait)
         with self._database.connection(call) as connection:
-            if len(members) == 1:
-                members[0].added = append(connection, members[0].what, time)
-                return
-            group = [member.what for member in members]
-            values, places = _group_values(group, time)
             try:
                 row = connection.execute(_SQL["append_group"], values).fetchone()
             except _FAULT_OF_ONE:
                 return
         assert row is not None
-        for member, (number, before) in zip(members, places, strict=True):
+        for wish, (number, before) in zip(wishes, places, strict=True):
             last_seq, outcome = row[0][number], row[1][number]
-            member.locked = last_seq == _LOCKED
+            wish.locked = last_seq == _LOCKED
             if last_seq:
                 first_seq = last_seq - values["counts"][number] + before + 1
-                member.added = _added(member.what, first_seq, None if before else outcome, time)
+                wish.added = _added(wish.what, first_seq, None if before else outcome, time)
+
+    # --- sessions that somebody has locked
+
+    def _joined(self, wish: _Wish) -> bool:
+        """Lets a wish wait for its session when others do already. Called under the lock."""
+        waiting = self._waiting.get(wish.what.session_key)
+        if waiting is None:
+            return False
+        wish.pending = True
+        waiting.append(wish)
+        return True
+
+    def _wait(self, wish: _Wish) -> None:
+        """Lets a wish wait for its session."""
+        key = wish.what.session_key
+        with self._lock:
+            if self._joined(wish):
+                return
+            wish.pending = True
+            self._waiting[key] = deque([wish])
+        self._threads.submit(self._run_waiting, key)
+
+    def _run_waiting(self, key: UUID) -> None:
+        while wishes := self._next_waiting(key):
+            try:
+                self._run(wishes, wait=True)
+            except Exception as error:
+                for wish in wishes:
+                    wish.error = wish.error or error
+            for wish in wishes:
+                wish.resume()
+
+    def _next_waiting(self, key: UUID) -> Sequence[_Wish]:
+        with self._lock:
+            waiting = self._waiting[key]
+            if not waiting:
+                del self._waiting[key]
+            return [waiting.popleft() for _ in range(min(len(waiting), MOST_CALLS))]
 
 
-class _Waiting(Member):
-    """An append in a lane, and what came of it: `locked` when somebody has the session locked, so it was not tried."""
+class _Wish(Wish):
+    """An append, and what came of it: `locked` when its session was locked, and so nothing was done."""
 
     def __init__(self, what: Append) -> None:
         super().__init__(what.call)
@@ -177,7 +212,7 @@ def _small(what: Append) -> bool:
     )
 
 
-def _group_values(group: Sequence[Append], time: datetime) -> tuple[Values, Sequence[tuple[int, int]]]:
+def _group_values(group: Sequence[Append], time: datetime, *, wait: bool) -> tuple[Values, Sequence[tuple[int, int]]]:
     """The parameters of one statement for all; for each the place of its session, and how many messages go before."""
     firsts: dict[UUID, Append] = {}
     for what in group:
@@ -201,6 +236,7 @@ def _group_values(group: Sequence[Append], time: datetime) -> tuple[Values, Sequ
         "session_metadatas": [metadata.to_json(first.memory.metadata or {}) for first in sorted_firsts],
         "creates": [first.create for first in sorted_firsts],
         "counts": counts,
+        "wait": wait,
         "time": time,
         "sessions": sessions,
         "places": seqs,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from operator import attrgetter
 from uuid import UUID
 
 from psycopg import Rollback
@@ -22,35 +21,25 @@ from recalld.domain import (
     NewMemory,
     SearchQuery,
 )
+from recalld.gathering import aside
 from recalld.limits import MAX_PAGE_BYTES
 from recalld.storage.appends import CREATED, UNDELETED, Append, Appends, append, message_values
 from recalld.storage.database import Connection, Database
 from recalld.storage.keys import seq_of, session_key
+from recalld.storage.reads import Read, Reads
 from recalld.storage.rows import (
     SubjectStore,
     Values,
     check_merged,
     message_of,
     metadata_change,
-    session_of,
     utc_now,
 )
 from recalld.storage.sessions import ATTEMPTS, find, lock_session, lock_user, revive
 from recalld.storage.sql import compose, statements
 
-_SESSION_SQL = statements("session")
 _SQL = statements("memory")
 
-_SESSION_WIDTH = _SESSION_SQL["columns"].count(",") + 1
-_MESSAGE_WIDTH = _SQL["columns"].count(",") + 1
-
-_GET_MEMORY = compose(
-    _SQL["get_memory"],
-    columns=_SQL["columns"],
-    session_columns=_SESSION_SQL["columns"],
-    no_session=", ".join(["null"] * _SESSION_WIDTH),
-    no_message=", ".join(["null"] * _MESSAGE_WIDTH),
-)
 _LIST_ASCENDING, _LIST_DESCENDING = (
     compose(_SQL["list_messages"], columns=_SQL["columns"], range=_SQL[order], direction=direction)
     for order, direction in (("ascending", "asc"), ("descending", "desc"))
@@ -81,6 +70,7 @@ class MemoryStore(SubjectStore):
     def __init__(self, database: Database, clock: Callable[[], datetime] = utc_now) -> None:
         super().__init__(database, clock)
         self.appends = Appends(database, clock)
+        self.reads = Reads(database)
 
     def add_memory(self, call: Call, memory: NewMemory) -> AddedMemory:
         key = session_key(call.namespace, memory.session_id)
@@ -90,35 +80,10 @@ class MemoryStore(SubjectStore):
         # The common case is one statement: the session is live, or new and nobody's.
         if not any(derived) and (added := self.appends.append(what)):
             return added
-        with self._database.connection(call) as connection:
-            for _ in range(ATTEMPTS):
-                if replayed := self._replayed(connection, what, derived):
-                    return replayed
-                if added := self._append_carefully(connection, what):
-                    return added
-                if added := append(connection, what, self._clock()):
-                    return added
-        raise errors.Contention
+        return aside(self._add_carefully, what, derived)
 
     def get_memory(self, call: Call, session_id: str, last_n: int, max_tokens: int, after_seq: int) -> Memory:
-        values = {
-            "session_key": session_key(call.namespace, session_id),
-            "last_n": last_n,
-            "max_tokens": max_tokens,
-            "after_seq": after_seq,
-            "max_bytes": MAX_PAGE_BYTES,
-        }
-        with self._database.connection(call) as connection:
-            rows = connection.execute(_GET_MEMORY, values).fetchall()
-        session = None
-        messages = []
-        for row in rows:
-            if row[0] is not None:
-                session = session_of(row[:_SESSION_WIDTH])
-            else:
-                messages.append(message_of(row[_SESSION_WIDTH:]))
-        messages.sort(key=attrgetter("seq"))
-        return Memory(session, messages)
+        return self.reads.read(Read(call, session_key(call.namespace, session_id), last_n, max_tokens, after_seq))
 
     def list_messages(
         self, call: Call, session_id: str, after_seq: int | None, limit: int, *, descending: bool = False
@@ -133,8 +98,8 @@ class MemoryStore(SubjectStore):
             rows = connection.execute(_LIST_DESCENDING if descending else _LIST_ASCENDING, values).fetchall()
         if not rows:
             raise errors.SessionNotFound(session_id)
-        messages = [message_of(row[:_MESSAGE_WIDTH]) for row in rows if row[0] is not None]
-        return MessagePage(messages, more=bool(messages and rows[-1][_MESSAGE_WIDTH]))
+        messages = [message_of(row[:-1]) for row in rows if row[0] is not None]
+        return MessagePage(messages, more=bool(messages and rows[-1][-1]))
 
     def get_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
         where, values = _address(call, session_id, message_id)
@@ -189,6 +154,17 @@ class MemoryStore(SubjectStore):
         return [Match(row[0], message_of(row[1:-1]), row[-1]) for row in rows]
 
     # --- appending what is not that simple
+
+    def _add_carefully(self, what: Append, derived: Sequence[int | None]) -> AddedMemory:
+        with self._database.connection(what.call) as connection:
+            for _ in range(ATTEMPTS):
+                if replayed := self._replayed(connection, what, derived):
+                    return replayed
+                if added := self._append_carefully(connection, what):
+                    return added
+                if added := append(connection, what, self._clock()):
+                    return added
+        raise errors.Contention
 
     def _replayed(self, connection: Connection, what: Append, derived: Sequence[int | None]) -> AddedMemory | None:
         """The first call's result when this is a repetition of it; None when no id of the call is known.

@@ -10,7 +10,7 @@ select a.last_seq, a.outcome
 -- name: append_group
 select g.last_seqs, g.outcomes
   from recalld.append_group(%(session_keys)s::uuid[], %(namespaces)s::text[], %(session_ids)s::text[],
-                            %(session_metadatas)s::jsonb[], %(creates)s::boolean[], %(counts)s::bigint[], %(time)s,
+                            %(session_metadatas)s::jsonb[], %(creates)s::boolean[], %(counts)s::bigint[], %(wait)s, %(time)s,
                             %(sessions)s::integer[], %(places)s::integer[], %(message_ids)s::uuid[], %(roles)s::text[],
                             %(contents)s::text[], %(metadatas)s::jsonb[], %(token_counts)s::integer[]) as g
 
@@ -43,30 +43,38 @@ m.seq = new.seq and m.id_derived
 -- However many of the messages above the watermark were deleted singly, the newest n live ones lie above
 -- cleared_seq + message_count - n: so the range that is read is as long as the answer, not as the session.
 with s as (
-    select *
-      from recalld.session as s
-     where s.session_key = %(session_key)s
-       and s.delete_time is null
+    select s.*, {wanted}
+     where s.delete_time is null
 )
-select {session_columns}, {no_message}
+select s.place, {session_columns}, {no_message}, 0
   from s
  union all
-select {no_session}, {columns}
+select s.place, {no_session}, {columns}, m.bytes
   from s
  cross join lateral (
        select m.*,
               sum(coalesce(m.token_count, (octet_length(m.content) + 3) / 4)) over newest as tokens,
-              sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0)) over newer as newer_bytes
+              sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0)) over newest as bytes
          from recalld.message as m
-        where m.session_key = %(session_key)s
-          and m.seq > greatest(s.cleared_seq, s.cleared_seq + s.message_count - %(last_n)s, %(after_seq)s)
+        where m.session_key = {session_key}
+          and m.seq > greatest(s.cleared_seq, s.cleared_seq + s.message_count - s.last_n, s.after_seq)
           and m.delete_time is null
-       window newest as (order by m.seq desc rows unbounded preceding),
-              newer as (order by m.seq desc rows between unbounded preceding and 1 preceding)
+       window newest as (order by m.seq desc rows unbounded preceding)
         order by m.seq desc
-        limit %(last_n)s) as m
- where (%(max_tokens)s = 0 or m.tokens <= %(max_tokens)s)
-   and coalesce(m.newer_bytes, 0) < %(max_bytes)s
+        limit s.last_n) as m
+ where (s.max_tokens = 0 or m.tokens <= s.max_tokens)
+   and m.bytes - octet_length(m.content) - coalesce(octet_length(m.metadata::text), 0) < %(max_bytes)s
+
+-- name: of_one
+1 as place, %(last_n)s as last_n, %(max_tokens)s as max_tokens, %(after_seq)s as after_seq
+      from (select * from recalld.session as s where s.session_key = %(session_key)s) as s
+
+-- name: of_several
+w.place, w.last_n, w.max_tokens, w.after_seq
+      from unnest(%(session_keys)s::uuid[], %(last_ns)s::bigint[], %(max_tokens)s::bigint[], %(after_seqs)s::bigint[])
+           with ordinality as w (session_key, last_n, max_tokens, after_seq, place)
+      join recalld.session as s
+        on s.session_key = w.session_key
 
 -- name: list_messages
 -- One row with null columns says that the session is live and this page is empty; followed, that the page is not the

@@ -95,9 +95,8 @@ $$;
 -- keys, each once, with how many messages it gets; messages come with the place of their session among these, and their
 -- own place among that session's new ones. Returns for each session what `append` returns.
 --
--- Of several sessions it waits for none that is locked: one of them must not hold up the others, nor hold their locks
--- while it waits, which could end in a deadlock. Such a session's last_seq comes back as 0, and nothing is appended to it.
--- One session alone is waited for.
+-- Without p_wait it waits for no session that somebody has locked: one must not hold up the others, nor they their locks
+-- while they wait, which could end in a deadlock. Such a session's last_seq comes back as 0, and nothing is appended to it.
 create function recalld.append_group(
     p_session_keys      uuid[],
     p_namespaces        text[],
@@ -105,6 +104,7 @@ create function recalld.append_group(
     p_metadatas         jsonb[],
     p_creates           boolean[],
     p_counts            bigint[],
+    p_wait              boolean,
     p_time              timestamptz,
     p_sessions          integer[],
     p_places            integer[],
@@ -124,7 +124,7 @@ declare
 begin
     last_seqs := array_fill(null::bigint, array[v_number]);
     outcomes := array_fill(null::smallint, array[v_number]);
-    if v_number > 1 then
+    if not p_wait then
         v_free := array(select s.session_key
                           from recalld.session as s
                          where s.session_key = any(p_session_keys)

@@ -1,0 +1,302 @@
+"""Few threads for many calls: what several of them want at the same time is done for all of them at once.
+
+Each call runs in a greenlet. One that comes to `gather` stops there, and its thread goes on with the next call; when
+there are no more, the thread does what they want, together, and then goes on with each of them. Nobody waits for
+company: a thread that finds one call only does what that one wants. What would hold up a thread is done by `aside` on
+another.
+
+Threads that wait for one another would do too, but a third more slowly: waking them, one by one, and their struggle for
+the interpreter's lock cost more than the rest of a small call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
+from queue import Empty, SimpleQueue
+from typing import Any, Final, ParamSpec, TypeVar, cast
+
+from greenlet import getcurrent, greenlet
+
+from recalld import errors
+from recalld.domain import Call, LocalCall
+
+P = ParamSpec("P")
+R = TypeVar("R")
+W = TypeVar("W", bound="Wish")
+
+# The hub whose thread this is, if it is one's.
+_here = threading.local()
+
+
+class Wish:
+    """What a call wants, and what came of it.
+
+    Attributes:
+        call: whose wish it is.
+        pending: whether it is not to go on when the work is done, but at `resume`.
+        error: what it raises when it goes on.
+    """
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.pending = False
+        self.error: Exception | None = None
+        self._hub: _Hub | None = None
+        self._greenlet: greenlet | None = None
+        self._resumed: threading.Event | None = None
+
+    def resume(self) -> None:
+        """What was pending is done. Called on any thread, once."""
+        if self._hub is not None:
+            self._hub.inbox.put(self)
+        else:
+            assert self._resumed is not None
+            self._resumed.set()
+
+
+def gather(work: Callable[[Sequence[W]], None], wish: W) -> None:
+    """Has `work` done for the wish, and for all others of other calls that want the same work at this moment.
+
+    On a thread that does not gather, the work is done at once, for this wish alone. Raises what the work raises.
+    """
+    hub = _hub()
+    if hub is None:
+        wish._resumed = threading.Event()
+        work([wish])
+        if wish.pending:
+            wish._resumed.wait()
+    else:
+        wish._hub, wish._greenlet = hub, getcurrent()
+        hub.greenlet.switch((work, wish))
+    if wish.error is not None:
+        raise wish.error
+
+
+def aside(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
+    """Calls a function that may take its time; a thread that gathers goes on with other calls meanwhile."""
+    hub = _hub()
+    if hub is None:
+        return function(*arguments, **options)
+    errand = Wish(LocalCall(""))
+    errand._hub, errand._greenlet = hub, getcurrent()
+    context = copy_context()
+    result: list[R] = []
+
+    def run() -> None:
+        try:
+            result.append(context.run(function, *arguments, **options))
+        except Exception as error:
+            errand.error = error
+        errand.resume()
+
+    hub.threads.aside.submit(run)
+    hub.greenlet.switch()
+    if errand.error is not None:
+        raise errand.error
+    return result[0]
+
+
+class Together:
+    """Several calls as one, which is over when all of them are."""
+
+    namespace: Final = ""
+
+    def __init__(self, wishes: Sequence[Wish]) -> None:
+        self._lock = threading.Lock()
+        self._callback: Callable[[], None] | None = None
+        self._calls = [wish.call for wish in wishes]
+        self._left = len(wishes)
+
+    def remaining(self) -> float | None:
+        longest = 0.0
+        for call in self._calls:
+            remaining = call.remaining()
+            if remaining is None:
+                return None
+            longest = max(longest, remaining)
+        return longest
+
+    def when_over(self, callback: Callable[[], None]) -> bool:
+        with self._lock:
+            self._callback = callback
+            return self._left > 0
+
+    def one_is_over(self) -> None:
+        with self._lock:
+            self._left -= 1
+            callback = None if self._left else self._callback
+        if callback is not None:
+            callback()
+
+
+def as_one(wishes: Sequence[W]) -> tuple[Sequence[W], Call]:
+    """Those whose calls are not over yet, and their calls as one. The others raise why when they go on."""
+    if len(wishes) == 1:
+        return wishes, wishes[0].call
+    together = Together(wishes)
+    lasting = []
+    for wish in wishes:
+        if wish.call.when_over(together.one_is_over):
+            lasting.append(wish)
+        else:
+            together.one_is_over()
+            wish.error = errors.DeadlineExceeded() if wish.call.remaining() == 0 else errors.Cancelled()
+    return lasting, together
+
+
+class Gathering(ThreadPoolExecutor):
+    """Threads that gather. A call whose Future is cancelled is run nevertheless.
+
+    Args:
+        threads: how many; each works for some calls while the others take on the next.
+        most: calls that a thread takes on before it does what they want.
+        most_aside: threads for what is done aside.
+    """
+
+    def __init__(self, threads: int, *, most: int, most_aside: int) -> None:
+        super().__init__(threads, thread_name_prefix="recalld-gather")
+        self.aside = ThreadPoolExecutor(most_aside, thread_name_prefix="recalld-aside")
+        self._most_threads = threads
+        self._most = most
+        self._backlog: deque[_Task] = deque()
+        self._hubs: list[_Hub] = []
+        self._idle: list[_Hub] = []
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        task = (Future[R](), fn, args, kwargs)
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("cannot take on calls after shutdown")
+            self._backlog.append(task)
+            hub = self._idle.pop() if self._idle else None
+            if hub is None and len(self._hubs) < self._most_threads:
+                hub = _Hub(self)
+                self._hubs.append(hub)
+                threading.Thread(target=hub.run, name="recalld-gather", daemon=True).start()
+        if hub is not None:
+            hub.inbox.put(None)
+        return task[0]
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Ends the threads once they have nothing to do; does not wait for it."""
+        with self._lock:
+            self._closed = True
+            hubs, self._hubs = self._hubs, []
+        for hub in hubs:
+            hub.inbox.put(_STOP)
+        self.aside.shutdown(wait=False, cancel_futures=cancel_futures)
+
+    def take(self) -> Sequence[_Task]:
+        """The calls that wait, but not more than one thread should take on."""
+        tasks: list[_Task] = []
+        try:
+            while len(tasks) < self._most:
+                tasks.append(self._backlog.popleft())
+        except IndexError:
+            pass
+        return tasks
+
+    def rests(self, hub: _Hub) -> bool:
+        """Notes that a hub has nothing to do; False when there is something."""
+        with self._lock:
+            if self._backlog:
+                return False
+            self._idle.append(hub)
+            return True
+
+    def works(self, hub: _Hub) -> None:
+        """Notes that a hub has something to do, be it that nobody gave it a call."""
+        with self._lock:
+            if hub in self._idle:
+                self._idle.remove(hub)
+
+
+class _Hub:
+    """One thread that gathers: its calls, and what they want."""
+
+    def __init__(self, threads: Gathering) -> None:
+        self.threads = threads
+        # Wishes that were pending; None when there are calls to take on.
+        self.inbox: SimpleQueue[Any] = SimpleQueue()
+        self.greenlet = cast("greenlet", None)
+        self._wanted: dict[Callable[[Sequence[Any]], None], list[Wish]] = {}
+
+    def run(self) -> None:
+        _here.hub = self
+        self.greenlet = getcurrent()
+        stopping = False
+        while not stopping:
+            self._go_on_with_resumed()
+            for task in self.threads.take():
+                self._switch_to(greenlet(_run), *task)
+            if self._wanted:
+                self._work()
+            elif self.threads.rests(self):
+                received = self.inbox.get()
+                self.threads.works(self)
+                stopping = received is _STOP
+                if isinstance(received, Wish):
+                    self._go_on(received)
+
+    def _go_on_with_resumed(self) -> None:
+        while True:
+            try:
+                received = self.inbox.get_nowait()
+            except Empty:
+                return
+            if isinstance(received, Wish):
+                self._go_on(received)
+            elif received is _STOP:
+                self.inbox.put(_STOP)
+                return
+
+    def _work(self) -> None:
+        wanted, self._wanted = self._wanted, {}
+        for work, wishes in wanted.items():
+            try:
+                work(wishes)
+            except Exception as error:
+                for wish in wishes:
+                    if not wish.pending:
+                        wish.error = error
+            for wish in wishes:
+                if not wish.pending:
+                    self._go_on(wish)
+
+    def _go_on(self, wish: Wish) -> None:
+        assert wish._greenlet is not None
+        self._switch_to(wish._greenlet)
+
+    def _switch_to(self, call: greenlet, *arguments: Any) -> None:
+        """Lets a call run until it wants something, is put aside, or ends."""
+        wanted = call.switch(*arguments)
+        if wanted:
+            work, wish = wanted
+            self._wanted.setdefault(work, []).append(wish)
+
+
+_Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+_STOP: Final = object()
+
+
+def _run(
+    future: Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]
+) -> None:
+    try:
+        result = function(*arguments, **options)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
+
+
+def _hub() -> _Hub | None:
+    hub: _Hub | None = getattr(_here, "hub", None)
+    return hub if hub is not None and getcurrent() is not hub.greenlet else None

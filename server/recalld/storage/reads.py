@@ -1,0 +1,132 @@
+"""Reading the newest messages: one statement for a call, or for as many calls as come at the same time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from recalld.domain import Call, Memory, Message, Session
+from recalld.gathering import Wish, as_one, aside, gather
+from recalld.limits import MAX_PAGE_BYTES
+from recalld.storage.database import Database
+from recalld.storage.rows import message_of, session_of
+from recalld.storage.sql import compose, statements
+
+_SESSION_SQL = statements("session")
+_SQL = statements("memory")
+
+# What a call may ask for that shares a statement, and how large its answer may be: a large one would only keep the
+# others waiting.
+_MOST_MESSAGES: Final = 100
+_MOST_BYTES: Final = 128 * 1024
+
+_SESSION_END = 2 + _SESSION_SQL["columns"].count(",")
+
+
+def _statement(wanted: str, session_key: str) -> str:
+    return compose(
+        _SQL["get_memory"],
+        wanted=_SQL[wanted],
+        session_key=session_key,
+        columns=_SQL["columns"],
+        session_columns=_SESSION_SQL["columns"],
+        no_session=", ".join(["null"] * (_SESSION_SQL["columns"].count(",") + 1)),
+        no_message=", ".join(["null"] * (_SQL["columns"].count(",") + 1)),
+    )
+
+
+_OF_ONE = _statement("of_one", "%(session_key)s")
+_OF_SEVERAL = _statement("of_several", "s.session_key")
+
+
+class Read(NamedTuple):
+    """What a call wants to read of a session: the newest messages, at most so many, which fit, behind a seq."""
+
+    call: Call
+    session_key: UUID
+    last_n: int
+    max_tokens: int
+    after_seq: int
+
+
+class Reads:
+    """Reads for calls that may share a statement.
+
+    Args:
+        database: where from.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        # Off where one statement on several sessions is dear: on Citus it goes to all shards.
+        self.grouping = True
+
+    def read(self, what: Read) -> Memory:
+        if self.grouping and what.last_n <= _MOST_MESSAGES:
+            wish = _Wish(what)
+            gather(self._read, wish)
+            if not wish.large:
+                return wish.memory
+        return aside(self._read_alone, what)
+
+    def _read_alone(self, what: Read) -> Memory:
+        _call, *values = what
+        parameters = dict(zip(Read._fields[1:], values, strict=True))
+        with self._database.connection(what.call) as connection:
+            rows = connection.execute(_OF_ONE, {**parameters, "max_bytes": MAX_PAGE_BYTES}).fetchall()
+        return _memory(rows)
+
+    def _read(self, wishes: Sequence[_Wish]) -> None:
+        wishes, call = as_one(wishes)
+        if not wishes:
+            return
+        wanted = [wish.what for wish in wishes]
+        values = {
+            "session_keys": [what.session_key for what in wanted],
+            "last_ns": [what.last_n for what in wanted],
+            "max_tokens": [what.max_tokens for what in wanted],
+            "after_seqs": [what.after_seq for what in wanted],
+            "max_bytes": _MOST_BYTES,
+        }
+        with self._database.connection(call) as connection:
+            rows = connection.execute(_OF_SEVERAL, values).fetchall()
+        found: list[list[Any]] = [[] for _ in wishes]
+        for row in rows:
+            found[row[0] - 1].append(row)
+        for wish, its_rows in zip(wishes, found, strict=True):
+            wish.rows = its_rows
+
+
+class _Wish(Wish):
+    """A read, and what came of it."""
+
+    def __init__(self, what: Read) -> None:
+        super().__init__(what.call)
+        self.what = what
+        self.rows: Sequence[Any] = ()
+
+    @property
+    def large(self) -> bool:
+        """Whether there may be more than a shared statement reads."""
+        return any(row[-1] >= _MOST_BYTES for row in self.rows)
+
+    @property
+    def memory(self) -> Memory:
+        return _memory(self.rows)
+
+
+def _memory(rows: Sequence[Any]) -> Memory:
+    session: Session | None = None
+    messages: list[Message] = []
+    for row in rows:
+        if row[1] is not None:
+            session = session_of(row[1:_SESSION_END])
+        else:
+            messages.append(message_of(row[_SESSION_END:-1]))
+    messages.sort(key=_seq)
+    return Memory(session, messages)
+
+
+def _seq(message: Message) -> int:
+    return message.seq

@@ -1,0 +1,296 @@
+"""Calls on few threads, whose wishes are fulfilled together: none is lost, held up, or fulfilled twice."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import ContextVar
+
+import pytest
+
+from recalld.domain import Call
+from recalld.errors import Cancelled, Contention, DeadlineExceeded
+from recalld.gathering import Gathering, Wish, as_one, aside, gather
+from tests.faults.waiting import wait_until
+
+DEADLINE = 10.0
+
+
+class Asked:
+    """A call that a test ends."""
+
+    namespace = "default"
+
+    def __init__(self) -> None:
+        self.over = False
+        self.left: float | None = None
+        self.callbacks: list[Callable[[], None]] = []
+
+    def remaining(self) -> float | None:
+        return self.left
+
+    def when_over(self, callback: Callable[[], None]) -> bool:
+        if not self.over:
+            self.callbacks = [callback]
+        return not self.over
+
+    def end(self) -> None:
+        self.over = True
+        for callback in self.callbacks:
+            callback()
+
+
+class Work:
+    """Work that waits each time until it may go on, and remembers what it was for."""
+
+    def __init__(self) -> None:
+        self.groups: list[list[Wish]] = []
+        self.go_on = threading.Semaphore(0)
+        self.error: Exception | None = None
+
+    def __call__(self, wishes: Sequence[Wish]) -> None:
+        self.groups.append(list(wishes))
+        assert self.go_on.acquire(timeout=DEADLINE)
+        if self.error:
+            raise self.error
+
+    def begun(self, groups: int) -> None:
+        wait_until(lambda: len(self.groups) == groups, f"not {groups} pieces of work")
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+@pytest.fixture
+def one_thread() -> Iterator[Gathering]:
+    threads = Gathering(1, most=3, most_aside=4)
+    yield threads
+    threads.shutdown()
+
+
+def wishing(threads: Gathering, work: Callable[[Sequence[Wish]], None], call: Call | None = None) -> Future[Wish]:
+    """A call that wants the work done, and then returns its wish."""
+
+    def wants() -> Wish:
+        wish = Wish(call or Asked())
+        gather(work, wish)
+        return wish
+
+    return threads.submit(wants)
+
+
+def test_a_call_alone_waits_for_no_company(work: Work, one_thread: Gathering) -> None:
+    alone = wishing(one_thread, work)
+    work.begun(1)
+    work.go_on.release()
+    assert work.groups == [[alone.result(DEADLINE)]]
+
+
+def test_those_who_come_meanwhile_are_worked_for_together_in_their_order(work: Work, one_thread: Gathering) -> None:
+    first = wishing(one_thread, work)
+    work.begun(1)
+    others = [wishing(one_thread, work) for _ in range(5)]
+    work.go_on.release(3)
+    results = [other.result(DEADLINE) for other in others]
+    assert work.groups == [[first.result(DEADLINE)], results[:3], results[3:]]
+
+
+def test_while_one_thread_works_the_next_takes_on_calls(work: Work) -> None:
+    threads = Gathering(2, most=8, most_aside=1)
+    calls = [wishing(threads, work)]
+    work.begun(1)
+    calls.append(wishing(threads, work))
+    work.begun(2)
+    calls += [wishing(threads, work) for _ in range(3)]
+    work.go_on.release(3)
+    first, second, *others = [call.result(DEADLINE) for call in calls]
+    assert work.groups == [[first], [second], others]
+    threads.shutdown()
+
+
+def test_different_wishes_are_fulfilled_apart(work: Work, one_thread: Gathering) -> None:
+    other = Work()
+    first = wishing(one_thread, work)
+    work.begun(1)
+    calls = [wishing(one_thread, work), wishing(one_thread, other), wishing(one_thread, work)]
+    work.go_on.release(2)
+    other.go_on.release()
+    results = [call.result(DEADLINE) for call in calls]
+    assert work.groups == [[first.result(DEADLINE)], [results[0], results[2]]]
+    assert other.groups == [[results[1]]]
+
+
+def test_an_error_is_everybodys_and_of_this_group_only(work: Work, one_thread: Gathering) -> None:
+    first = wishing(one_thread, work)
+    work.begun(1)
+    group = [wishing(one_thread, work) for _ in range(3)]
+    work.go_on.release()
+    work.begun(2)
+    work.error = Contention()
+    work.go_on.release()
+    assert {type(call.exception(DEADLINE)) for call in group} == {Contention}
+    first.result(DEADLINE)
+    work.error = None
+    work.go_on.release()
+    wishing(one_thread, work).result(DEADLINE)
+
+
+def test_a_call_that_fails_before_it_wants_anything_fails_alone(work: Work, one_thread: Gathering) -> None:
+    def fails() -> None:
+        raise Contention
+
+    first = wishing(one_thread, work)
+    work.begun(1)
+    failing, other = one_thread.submit(fails), wishing(one_thread, work)
+    work.go_on.release(2)
+    assert isinstance(failing.exception(DEADLINE), Contention)
+    first.result(DEADLINE)
+    other.result(DEADLINE)
+
+
+def test_what_is_pending_goes_on_when_it_is_resumed_and_holds_up_nobody(one_thread: Gathering) -> None:
+    waiting: list[Wish] = []
+
+    def put_off(wishes: Sequence[Wish]) -> None:
+        for wish in wishes:
+            wish.pending = True
+        waiting.extend(wishes)
+
+    pending = wishing(one_thread, put_off)
+    wait_until(lambda: waiting, "it is not put off")
+    assert one_thread.submit(lambda: 7).result(DEADLINE) == 7
+    assert not pending.done()
+    waiting[0].error = Contention()
+    waiting[0].resume()
+    assert isinstance(pending.exception(DEADLINE), Contention)
+
+
+def test_what_is_done_aside_holds_up_nobody_and_comes_back_or_raises(one_thread: Gathering) -> None:
+    go_on = threading.Event()
+    variable: ContextVar[str] = ContextVar("variable")
+
+    def slow(fails: bool) -> str:
+        assert go_on.wait(DEADLINE)
+        if fails:
+            raise Contention
+        return variable.get()
+
+    def call(fails: bool) -> str:
+        variable.set(f"fails: {fails}")
+        return aside(slow, fails)
+
+    calls = [one_thread.submit(call, fails) for fails in (False, True)]
+    assert one_thread.submit(lambda: 7).result(DEADLINE) == 7
+    assert not any(call.done() for call in calls)
+    go_on.set()
+    assert calls[0].result(DEADLINE) == "fails: False"
+    assert isinstance(calls[1].exception(DEADLINE), Contention)
+
+
+def test_on_any_other_thread_all_of_this_happens_at_once() -> None:
+    def done(wishes: Sequence[Wish]) -> None:
+        if len(wishes) != 1:
+            raise AssertionError
+        if isinstance(wishes[0].call, Asked) and wishes[0].call.over:
+            raise Contention
+
+    def put_off(wishes: Sequence[Wish]) -> None:
+        wishes[0].pending = True
+        threading.Timer(0.01, wishes[0].resume).start()
+
+    gather(done, Wish(Asked()))
+    gather(put_off, Wish(Asked()))
+    over = Asked()
+    over.end()
+    with pytest.raises(Contention):
+        gather(done, Wish(over))
+    assert aside(lambda: threading.current_thread()) is threading.current_thread()
+
+
+def test_after_the_shutdown_no_call_is_taken_on(one_thread: Gathering) -> None:
+    assert one_thread.submit(lambda: 7).result(DEADLINE) == 7
+    one_thread.shutdown()
+    with pytest.raises(RuntimeError):
+        one_thread.submit(lambda: 7)
+
+
+# --- several calls as one
+
+
+def test_several_calls_have_as_long_as_the_most_patient_of_them() -> None:
+    calls = [Asked(), Asked()]
+    _, together = as_one([Wish(call) for call in calls])
+    calls[0].left, calls[1].left = 1.0, 2.0
+    assert together.remaining() == 2.0
+    calls[1].left = None
+    assert together.remaining() is None
+
+
+def test_several_calls_are_over_when_all_are() -> None:
+    calls = [Asked(), Asked()]
+    _, together = as_one([Wish(call) for call in calls])
+    told: list[bool] = []
+    assert together.when_over(lambda: told.append(True))
+    calls[0].end()
+    assert told == []
+    calls[1].end()
+    assert told == [True]
+    assert not together.when_over(lambda: None)
+
+
+@pytest.mark.parametrize(("left", "expected"), [(0.0, DeadlineExceeded), (None, Cancelled), (5.0, Cancelled)])
+def test_a_call_that_was_over_before_is_left_out_and_told(left: float | None, expected: type[Exception]) -> None:
+    calls = [Asked(), Asked(), Asked()]
+    calls[1].left = left
+    calls[1].end()
+    wishes = [Wish(call) for call in calls]
+    lasting, together = as_one(wishes)
+    assert lasting == [wishes[0], wishes[2]]
+    assert isinstance(wishes[1].error, expected)
+    told: list[bool] = []
+    together.when_over(lambda: told.append(True))
+    calls[0].end()
+    calls[2].end()
+    assert told == [True]
+
+
+def test_one_call_stays_itself() -> None:
+    wish = Wish(Asked())
+    assert as_one([wish]) == ([wish], wish.call)
+
+
+# --- all at once
+
+
+def test_in_a_storm_every_call_ends_once_with_its_own_result() -> None:
+    chance = random.Random(7)
+    put_off: list[Wish] = []
+
+    def work(wishes: Sequence[Wish]) -> None:
+        for wish in wishes:
+            if chance.random() < 0.2:
+                wish.pending = True
+                threading.Thread(target=wish.resume).start()
+        put_off.extend(wish for wish in wishes if wish.pending)
+        if chance.random() < 0.1:
+            raise Contention
+
+    def call(number: int) -> int:
+        for _ in range(3):
+            with suppress(Contention):
+                gather(work, Wish(Asked()))
+            number = aside(int, number) if number % 5 == 0 else number
+        return number
+
+    threads = Gathering(3, most=8, most_aside=8)
+    calls = [threads.submit(call, number) for number in range(2000)]
+    assert [call.result(60) for call in calls] == list(range(2000))
+    assert put_off
+    assert not threads._backlog
+    wait_until(lambda: len(threads._idle) == 3, "a thread never rests")
+    threads.shutdown()
