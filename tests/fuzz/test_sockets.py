@@ -15,7 +15,7 @@ import psycopg
 import pytest
 
 from recall.v1.memory_pb2 import AddMemoryRequest, AddMemoryResponse, GetMemoryRequest, Message
-from recall.v1.session_pb2 import StreamSessionsRequest
+from recall.v1.session_pb2 import GetSessionRequest, StreamSessionsRequest
 from tests.fuzz import http2, oracle
 from tests.fuzz.http2 import Connection, call_headers, frame, grpc_message, header_block
 from tests.fuzz.methods import Method
@@ -25,6 +25,7 @@ ADD = b"/recall.v1.MemoryService/AddMemory"
 GET = b"/recall.v1.MemoryService/GetMemory"
 STREAM = b"/recall.v1.SessionService/StreamSessions"
 _GET = GetMemoryRequest(session_id="live").SerializeToString()
+_GET_SESSION = GetSessionRequest(session_id="live").SerializeToString()
 _ADD = AddMemoryRequest(session_id="by hand", messages=[Message(role="user")]).SerializeToString()
 
 # Few, so that a single one that leaks is missed. Each thread can have a database connection.
@@ -303,10 +304,10 @@ def is_free(target: Target) -> None:
 
 def takes_all_at_once(target: Target) -> bool:
     """Whether as many calls as the server takes are at work at the same time, held up by a lock."""
-    get: Any = target.channel.unary_unary(GET.decode())
+    get: Any = target.channel.unary_unary("/recall.v1.SessionService/GetSession")
     with psycopg.connect(target.database_url) as blocking:
         blocking.execute("lock table recalld.session in access exclusive mode")
-        waiting = [get.future(_GET, timeout=DEADLINE) for _ in range(CONCURRENT)]
+        waiting = [get.future(_GET_SESSION, timeout=DEADLINE) for _ in range(CONCURRENT)]
         eventually(lambda: any(each.done() for each in waiting) or target.active_statements() == THREADS)
     codes = {code_of(each.result) for each in waiting}
     assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}

@@ -83,7 +83,7 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
     execute = psycopg.Cursor.execute
 
     def counting(cursor: Any, *args: Any, **options: Any) -> Any:
-        if threading.current_thread().name.startswith("recalld-call"):
+        if threading.current_thread().name.startswith(("recalld-call", "recalld-gather", "recalld-aside")):
             counted.count += 1
         return execute(cursor, *args, **options)
 

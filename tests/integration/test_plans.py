@@ -52,8 +52,8 @@ class Watched(Database):
         self.transactions = 0
 
     @contextmanager
-    def connection(self, call: Call) -> Iterator[Connection]:
-        with super().connection(call) as connection, pytest.MonkeyPatch.context() as patch:
+    def connection(self, call: Call, *, traced: bool = True) -> Iterator[Connection]:
+        with super().connection(call, traced=traced) as connection, pytest.MonkeyPatch.context() as patch:
             transaction = connection.transaction
 
             def counted(*args: Any, **options: Any) -> Any:

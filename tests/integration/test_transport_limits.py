@@ -10,11 +10,14 @@ import pytest
 from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
 from recalld import transport
 from recalld.limits import KIB, MAX_CALL_METADATA_BYTES, MAX_CONTENT_BYTES, MAX_REQUEST_BYTES
+from recalld.storage.appends import MOST_CHARACTERS
 from tests.integration.callers import becomes, calling, row_locked
 from tests.integration.conftest import Client, serving
 
 READ = GetMemoryRequest(session_id="s")
 WRITE = AddMemoryRequest(session_id="s", messages=[Message(role="user", content="hi")])
+# Too large to share a statement: each waits for itself.
+LARGE = AddMemoryRequest(session_id="s", messages=[Message(role="user", content="x" * (MOST_CHARACTERS + 1))])
 
 
 # --- one call
@@ -71,7 +74,7 @@ def test_a_client_holds_back_what_is_more_than_a_connection_carries_and_no_call_
     with serving(database_url, max_calls_per_connection=2) as server, calling(server) as caller:
         caller.call(WRITE)
         with row_locked(database_url, "default", "s") as waiting:
-            calls = [caller.begin(WRITE) for _ in range(5)]
+            calls = [caller.begin(LARGE) for _ in range(5)]
             assert becomes(lambda: waiting() == 2)
             # Another connection has its own, and what it is answered shows that no third call has come by the first.
             with calling(server) as another:
@@ -87,7 +90,7 @@ def test_without_that_limit_they_all_come(database_url: str) -> None:
     with serving(database_url) as server, calling(server) as caller:
         caller.call(WRITE)
         with row_locked(database_url, "default", "s") as waiting:
-            calls = [caller.begin(WRITE) for _ in range(5)]
+            calls = [caller.begin(LARGE) for _ in range(5)]
             assert becomes(lambda: waiting() == 5)
         for call in calls:
             call.result()

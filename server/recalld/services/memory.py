@@ -67,9 +67,11 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
         response = memory_pb2.GetMemoryResponse()
         if memory.session is not None:
             response.session.CopyFrom(wire.session(memory.session, self._retention))
-        newest_first = (wire.message(session_id, message) for message in reversed(memory.messages))
-        kept = listing.fitting(newest_first, limits.MAX_PAGE_BYTES - response.ByteSize())
-        response.messages.extend(reversed(kept))
+        for message in memory.messages:
+            wire.fill_message(response.messages.add(), session_id, message)
+        if response.ByteSize() > limits.MAX_PAGE_BYTES:
+            kept = listing.fitting(reversed(response.messages), limits.MAX_PAGE_BYTES - response.session.ByteSize())
+            del response.messages[: -len(kept)]
         return response
 
     def ListMessages(

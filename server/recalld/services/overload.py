@@ -26,7 +26,8 @@ _HEALTH: Final = "/grpc.health.v1.Health/"
 # Threads for what needs next to no work: turning calls away, and telling health.
 _QUICK_THREADS: Final = 2
 
-# The methods whose calls gather, their threads, and how many calls one of these takes on at a time.
+# The methods whose calls gather, each with its own kind; the threads of each, and how many calls one of these takes on
+# at a time.
 _GATHERED: Final = frozenset({"/recall.v1.MemoryService/AddMemory", "/recall.v1.MemoryService/GetMemory"})
 _GATHERING_THREADS: Final = 2
 _MOST_GATHERED: Final = 32
@@ -91,14 +92,15 @@ class TurnAway(grpc.ServerInterceptor):
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-quick")
         self._health = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-health-call")
         self._reflection = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-reflection")
-        self._gathering = GatheredCalls(threads)
+        self._gathering = {method: GatheredCalls(threads) for method in _GATHERED}
         self._gathered: dict[str, Handler] = {}
         self._refusing: dict[str, Handler] = {}
         self._beside: dict[str, Handler] = {}
 
     def close(self) -> None:
         """Lets its threads end."""
-        self._gathering.shutdown()
+        for gathering in self._gathering.values():
+            gathering.shutdown()
         self._quick.shutdown(wait=False)
         self._health.shutdown(wait=False)
         self._reflection.shutdown(wait=False)
@@ -118,7 +120,8 @@ class TurnAway(grpc.ServerInterceptor):
         if self._threads.calls < self._threads.most:
             if method not in _GATHERED:
                 return handler
-            return self._gathered.get(method) or self._gathered.setdefault(method, _on(self._gathering, handler))
+            gathered = self._gathered.get(method)
+            return gathered or self._gathered.setdefault(method, _on(self._gathering[method], handler))
         return self._refusing.get(method) or self._refusing.setdefault(method, self._refuse(handler))
 
     def _refuse(self, handler: Handler) -> Handler:

@@ -41,18 +41,27 @@ def user(source: domain.User, retention: timedelta) -> user_pb2.User:
 
 
 def message(session_id: str, source: domain.Message) -> memory_pb2.Message:
-    target = memory_pb2.Message(
-        message_id=str(source.message_id),
-        session_id=session_id,
-        seq=source.seq,
-        role=source.role,
-        content=source.content,
-        token_count=source.token_count,
-    )
-    structs.fill(target.metadata, source.metadata)
-    fill_timestamp(target.create_time, source.create_time)
-    fill_timestamp(target.update_time, source.update_time)
+    target = memory_pb2.Message()
+    fill_message(target, session_id, source)
     return target
+
+
+def fill_message(target: memory_pb2.Message, session_id: str, source: domain.Message) -> None:
+    """Puts a message into an empty one."""
+    target.message_id = str(source.message_id)
+    target.session_id = session_id
+    target.seq = source.seq
+    target.role = source.role
+    target.content = source.content
+    if source.token_count:
+        target.token_count = source.token_count
+    if source.metadata:
+        structs.fill(target.metadata, source.metadata)
+    fill_timestamp(target.create_time, source.create_time)
+    if source.update_time is source.create_time:
+        target.update_time.MergeFrom(target.create_time)
+    else:
+        fill_timestamp(target.update_time, source.update_time)
 
 
 def added_message(source: domain.AddedMessage) -> memory_pb2.AddedMessage:

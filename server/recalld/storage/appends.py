@@ -118,7 +118,8 @@ class Appends:
         if not self.grouping or not _small(what):
             return aside(self._append_alone, what)
         wish = _Wish(what)
-        gather(self._append, wish)
+        with self._database.span():
+            gather(self._append, wish)
         return wish.added
 
     def _append_alone(self, what: Append) -> AddedMemory | None:
@@ -140,7 +141,7 @@ class Appends:
             return
         time = self._clock()
         values, places = _group_values([wish.what for wish in wishes], time, wait=wait)
-        with self._database.connection(call) as connection:
+        with self._database.connection(call, traced=False) as connection:
             try:
                 row = connection.execute(_SQL["append_group"], values).fetchone()
             except _FAULT_OF_ONE:

@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from os import dup
 from time import monotonic
 from typing import Any, NamedTuple
@@ -195,9 +195,15 @@ class Database:
         waiting = min(stats.get("requests_waiting", 0), len(self._queue))
         return Usage(stats.get("pool_size", 0), len(self._lent), waiting)
 
+    def span(self) -> AbstractContextManager[object]:
+        """A span of the trace of the call that is worked on, for what it has others do."""
+        return self._span() if self._span is not None else nullcontext()
+
     @contextmanager
-    def connection(self, call: Call) -> Iterator[Connection]:
+    def connection(self, call: Call, *, traced: bool = True) -> Iterator[Connection]:
         """Lends a connection in autocommit mode, for as long as one statement or transaction of `call` takes.
+
+        With a span of its trace, unless it is not `traced`.
 
         When the call is over before that, because its deadline passed or the caller went away, the statement is
         stopped. Raises the domain's errors for the database's.
@@ -214,7 +220,7 @@ class Database:
                 if not call.when_over(running.stop):
                     raise errors.Cancelled
                 self._lent[running] = monotonic()
-                if self._span is None:
+                if self._span is None or not traced:
                     yield connection
                 else:
                     with self._span():

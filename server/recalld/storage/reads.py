@@ -65,7 +65,8 @@ class Reads:
     def read(self, what: Read) -> Memory:
         if self.grouping and what.last_n <= _MOST_MESSAGES:
             wish = _Wish(what)
-            gather(self._read, wish)
+            with self._database.span():
+                gather(self._read, wish)
             if not wish.large:
                 return wish.memory
         return aside(self._read_alone, what)
@@ -89,7 +90,7 @@ class Reads:
             "after_seqs": [what.after_seq for what in wanted],
             "max_bytes": _MOST_BYTES,
         }
-        with self._database.connection(call) as connection:
+        with self._database.connection(call, traced=False) as connection:
             rows = connection.execute(_OF_SEVERAL, values).fetchall()
         found: list[list[Any]] = [[] for _ in wishes]
         for row in rows:

@@ -50,6 +50,7 @@ declare
     v_count  constant bigint := cardinality(p_message_ids);
     v_minute constant timestamptz := date_bin('1 minute', p_time, 'epoch');
     v_last   bigint;
+    v_stored bigint;
 begin
     update recalld.session as s
        set last_seq = s.last_seq + v_count,
@@ -78,14 +79,28 @@ begin
         return;
     end if;
 
-    insert into recalld.message (session_key, seq, create_time, token_count, outcome, message_id, role, content, metadata,
-                                 id_derived)
-    select p_session_key, v_last - v_count + new.place, p_time, new.token_count,
-           case when new.place = 1 then outcome end,
-           coalesce(new.message_id, recalld.message_id(p_session_key, v_last - v_count + new.place)),
-           new.role, new.content, new.metadata, nullif(new.message_id is null, false)
-      from unnest(p_message_ids, p_roles, p_contents, p_metadatas, p_token_counts)
-           with ordinality as new (message_id, role, content, metadata, token_count, place);
+    if v_count = 1 then
+        insert into recalld.message (session_key, seq, create_time, token_count, outcome, message_id, role, content,
+                                     metadata, id_derived)
+        values (p_session_key, v_last, p_time, p_token_counts[1], outcome,
+                coalesce(p_message_ids[1], recalld.message_id(p_session_key, v_last)), p_roles[1], p_contents[1],
+                p_metadatas[1], nullif(p_message_ids[1] is null, false));
+    else
+        -- On Citus, within a transaction, a plain `insert … select` would go by way of the coordinator, and a duplicate
+        -- would end it with another SQLSTATE. As part of a query it stays on its shard.
+        with stored as (
+            insert into recalld.message (session_key, seq, create_time, token_count, outcome, message_id, role, content,
+                                         metadata, id_derived)
+            select p_session_key, v_last - v_count + new.place, p_time, new.token_count,
+                   case when new.place = 1 then outcome end,
+                   coalesce(new.message_id, recalld.message_id(p_session_key, v_last - v_count + new.place)),
+                   new.role, new.content, new.metadata, nullif(new.message_id is null, false)
+              from unnest(p_message_ids, p_roles, p_contents, p_metadatas, p_token_counts)
+                   with ordinality as new (message_id, role, content, metadata, token_count, place)
+            returning 1
+        )
+        select count(*) into v_stored from stored;
+    end if;
     last_seq := v_last;
 end
 $$;
