@@ -12,6 +12,7 @@ from sqlalchemy import text
 from recalld.storage.sql import statements
 
 _SQL = statements("schema")
+_CITUS_SQL = statements("citus")
 
 attributes = context.config.attributes
 connection = attributes.get("connection")
@@ -31,6 +32,7 @@ else:
     # It lasts until the connection is closed; only what comes after it is to be quick.
     connection.execute(text(_SQL["lock_migrations"]))
     connection.execute(text(_SQL["limit_lock_wait"]), {"milliseconds": str(int(attributes["lock_timeout"] * 1000))})
+    connection.execute(text(_CITUS_SQL["sequential"]))
     connection.execute(text(_SQL["create_schema"]))
     connection.commit()
     with context.begin_transaction():
