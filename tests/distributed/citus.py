@@ -17,8 +17,8 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from tests.faults.cluster import Cluster, cluster
 from recalld.storage import migrate
+from tests.faults.cluster import Cluster, cluster
 from tests.postgres import LANGUAGE, PROGRAMS_VARIABLE, Databases, url_of
 
 WORKERS: Final = 2
