@@ -1,6 +1,6 @@
 """A small Citus: a coordinator and two workers on loopback, where a Postgres with that extension is installed.
 
-The Postgres in the wheel has no Citus. What is looked for is `TEST_POSTGRES`, then Debian's places.
+The Postgres in the wheel has no Citus. It is looked for in `TEST_POSTGRES`, or else where Debian has Postgres.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import psycopg
@@ -57,25 +58,41 @@ class Citus(Databases):
 
     @contextmanager
     def empty(self) -> Iterator[str]:
+        """One without a schema."""
+        with self.apart() as url:
+            self.join(url)
+            yield url
+
+    @contextmanager
+    def apart(self) -> Iterator[str]:
+        """One without a schema that knows nothing of Citus yet: on every node a database of its own."""
         name = f"recalld_test_{uuid4().hex}"
-        nodes = [self.coordinator, *self.workers]
-        for node in nodes:
+        for node in self._nodes:
             _on(node, sql.SQL("create database {}").format(sql.Identifier(name)))
-            _on(node, sql.SQL("create extension citus"), name)
-        coordinator = url_of(self.coordinator.url, name)
-        with psycopg.connect(coordinator, autocommit=True) as connection:
+        try:
+            yield url_of(self.coordinator.url, name)
+        finally:
+            for node in self._nodes:
+                _on(node, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
+
+    def join(self, url: str) -> None:
+        """Makes the nodes' databases one, as an administrator does it by hand."""
+        for node in self._nodes:
+            _on(node, sql.SQL("create extension citus"), _name(url))
+        with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("select citus_set_coordinator_host('127.0.0.1', %s)", (self.coordinator.port,))
             for worker in self.workers:
                 connection.execute("select citus_add_node('127.0.0.1', %s)", (worker.port,))
-        try:
-            yield coordinator
-        finally:
-            for node in nodes:
-                _on(node, sql.SQL("drop database {} with (force)").format(sql.Identifier(name)))
 
     def on_worker(self, url: str) -> str:
         """The same database by way of a worker."""
-        return url_of(self.workers[0].url, url.rpartition("/")[2])
+        parts = urlsplit(url)
+        user = parts.netloc.rpartition("@")[0]
+        return parts._replace(netloc=f"{user}@127.0.0.1:{self.workers[0].port}").geturl()
+
+    @property
+    def _nodes(self) -> list[Cluster]:
+        return [self.coordinator, *self.workers]
 
 
 @contextmanager
@@ -104,6 +121,10 @@ def _has_citus(programs: Path) -> bool:
         return False
     shared = subprocess.run([config, "--sharedir"], capture_output=True, text=True, timeout=10, check=True)
     return (Path(shared.stdout.strip()) / "extension" / "citus.control").exists()
+
+
+def _name(url: str) -> str:
+    return urlsplit(url).path.removeprefix("/")
 
 
 def _on(node: Cluster, statement: sql.SQL | sql.Composed, database: str = "postgres") -> None:
