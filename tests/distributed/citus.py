@@ -25,11 +25,11 @@ from tests.postgres import LANGUAGE, PROGRAMS_VARIABLE, Databases, url_of
 WORKERS: Final = 2
 
 # More than the nodes, so that not every key of a node is in one shard; few, since every fan-out goes to all of them.
-_SHARDS: Final = 8
+SHARDS: Final = 8
 
 _SETTINGS: Final = {
     "shared_preload_libraries": "citus",
-    "citus.shard_count": str(_SHARDS),
+    "citus.shard_count": str(SHARDS),
     "citus.node_conninfo": "sslmode=disable",
     "citus.enable_statistics_collection": "off",  # it would call the vendor
     "max_connections": "100",
