@@ -29,6 +29,7 @@ from tests.contract.asking import said, write
 from tests.distributed.citus import SHARDS
 
 CALL = LocalCall("default")
+MERGE = MetadataChange({"a": 1}, replace=False)
 EVERYTHING_SO_FAR = datetime.now(UTC) + timedelta(days=1)
 
 
@@ -100,7 +101,6 @@ ON_ONE_SHARD: dict[str, Callable[[PostgresStore], object]] = {
     "GetUser": lambda store: store.get_user(CALL, "u"),
     "UpdateUser": lambda store: store.update_user(CALL, "u", UserChange(metadata=MERGE)),
 }
-MERGE = MetadataChange({"a": 1}, replace=False)
 
 
 @pytest.mark.parametrize("call", ON_ONE_SHARD.values(), ids=ON_ONE_SHARD.keys())
