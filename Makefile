@@ -21,7 +21,7 @@ protoc = PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=pr
 	cp protos/recall/v1/service_config.json $(1)/recall/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-faults test-postgres soak fuzz grpcurl interop lint types format generate stubs docs verify breaking released bench bench-quick check clean
+.PHONY: help install run test test-faults test-postgres test-citus soak fuzz grpcurl interop lint types format generate stubs docs verify breaking released bench bench-quick check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-postgres: $(INSTALLED) ## Run the tests that use Postgres on each that is i
 	@for programs in $(POSTGRES); do \
 	TEST_POSTGRES=$$programs $(BIN)/python -m pytest -n $(WORKERS) tests/contract tests/integration tests/migrations $(ARGS) \
 	|| exit 1; done
+
+test-citus: $(INSTALLED) ## Run the tests of storage on a Citus of their own, if a Postgres with that extension is installed
+	TEST_CITUS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/contract tests/distributed $(ARGS)
 
 fuzz: $(INSTALLED) ## Throw hostile input at the server for SECONDS=600, other input each time
 	@end=$$(($$(date +%s) + $(SECONDS))); while [ $$(date +%s) -lt $$end ]; do \

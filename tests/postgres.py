@@ -4,6 +4,7 @@ With TEST_DATABASE_URL set, the databases are made on that server, whose user mu
 else on a Postgres that comes in a wheel and is started in a temporary directory. One takes well under a second to
 start, so each pytest-xdist worker has its own. TEST_POSTGRES names the directory of another Postgres's programs, to be
 started instead. With TEST_POOLER_URL set beside TEST_DATABASE_URL, tests reach that server through the pooler there.
+With TEST_CITUS=1 every migrated database is distributed over a Citus cluster of the tests' own (tests/distributed).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from recalld.storage import Database, migrate
 SERVER_VARIABLE = "TEST_DATABASE_URL"
 POOLER_VARIABLE = "TEST_POOLER_URL"
 PROGRAMS_VARIABLE = "TEST_POSTGRES"
+CITUS_VARIABLE = "TEST_CITUS"
 LANGUAGE = "english"
 
 
@@ -51,6 +53,12 @@ class Databases:
 @contextmanager
 def running_databases() -> Iterator[Databases]:
     """Databases for as long as the context lasts."""
+    if os.environ.get(CITUS_VARIABLE):
+        from tests.distributed.citus import running_citus
+
+        with running_citus() as citus:
+            yield citus
+        return
     with _server() as server_url, _database(server_url, template="template0") as template:
         migrate(url_of(server_url, template), LANGUAGE)
         yield Databases(server_url, template)

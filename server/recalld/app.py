@@ -226,9 +226,10 @@ class Server:
             # Migrating needs a session of its own, for its lock and its settings, and a pooler gives none.
             if settings.pooler or not settings.migrate:
                 check_schema(url)
-                return
-            for step in migrate(url, settings.search_language):
-                log.info("migrated: %s", step)
+            else:
+                for step in migrate(url, settings.search_language):
+                    log.info("migrated: %s", step)
+            store.prepare()
 
         store = PostgresStore(database)
         health = Health(_API, prepare=prepare, ping=database.ping, fail=self.finish)

@@ -78,9 +78,10 @@ def serve(settings: Settings) -> None:
 
 @recalld.command()
 @with_settings("database_url", "data_dir", "search_language", "log_level", "log_format")
+@click.option("--distributed", is_flag=True, help="Also spread the tables over the nodes of the database's Citus.")
 @click.option("--grant-to", metavar="ROLE", help="Also give this database role what a server needs, and no more.")
 @click.option("--sql", "only_sql", is_flag=True, help="Print the SQL of what is pending, and change nothing.")
-def migrate(settings: Settings, grant_to: str | None, only_sql: bool) -> None:
+def migrate(settings: Settings, distributed: bool, grant_to: str | None, only_sql: bool) -> None:
     """Bring the database to the schema, and the search language, of this version."""
     from recalld import logs, storage
     from recalld.errors import StorageUnavailable
@@ -89,9 +90,11 @@ def migrate(settings: Settings, grant_to: str | None, only_sql: bool) -> None:
     try:
         with database_of(settings) as url:
             if only_sql:
-                click.echo(storage.pending_sql(url), nl=False)
+                click.echo(storage.pending_sql(url, distribute=distributed), nl=False)
                 return
-            steps = storage.migrate(url, settings.search_language, change_language=True, grant_to=grant_to)
+            steps = storage.migrate(
+                url, settings.search_language, change_language=True, distribute=distributed, grant_to=grant_to
+            )
     except StorageUnavailable as error:
         raise click.ClickException(f"{error}: {one_line(error.__cause__)}") from error
     except storage.MigrationError as error:

@@ -157,7 +157,7 @@ def _database(settings: Settings) -> Iterator[Finding]:
             database_of(settings) as url,
             psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT, autocommit=True) as connection,
         ):
-            for check in (_version, _writable, _durability, _room, _clock, _schema):
+            for check in (_version, _writable, _durability, _room, _clock, _schema, _nodes):
                 yield from check(connection, settings)
     except psycopg.OperationalError as error:
         yield Finding(
@@ -232,6 +232,18 @@ def _schema(connection: psycopg.Connection[Any], settings: Settings) -> Iterator
         (oldest,) = _ask(connection, "oldest_server")
         verdict = _BAD if oldest > newest else _DOUBTFUL
         yield Finding(verdict, "schema", f"{current} is newer than this version's {newest}", "upgrade recalld")
+
+
+def _nodes(connection: psycopg.Connection[Any], settings: Settings) -> Iterator[Finding]:
+    from recalld.storage.distribution import complete, distributed, obstacle
+
+    if distributed(connection):
+        if complete(connection):
+            yield Finding(_GOOD, "citus", "sessions are distributed over its nodes")
+        else:
+            yield Finding(_DOUBTFUL, "citus", "a part of the schema is on one node only", "run `recalld migrate`")
+    elif obstacle(connection) is None:
+        yield Finding(_GOOD, "citus", "not used; `recalld migrate --distributed` spreads sessions over its nodes")
 
 
 def _when_migrated(settings: Settings) -> str:

@@ -2,6 +2,7 @@
 
 from recalld.storage.api_keys import ApiKeyError, ApiKeys, open_registry
 from recalld.storage.database import Database
+from recalld.storage.distribution import distributed
 from recalld.storage.leases import Lease
 from recalld.storage.migrate import MigrationError, check_schema, migrate, pending_sql
 from recalld.storage.store import PostgresStore
@@ -14,6 +15,7 @@ __all__ = [
     "MigrationError",
     "PostgresStore",
     "check_schema",
+    "distributed",
     "migrate",
     "open_registry",
     "pending_sql",

@@ -13,6 +13,7 @@ from recalld.domain import (
     AddedMemory,
     AddedMessage,
     Call,
+    LocalCall,
     Match,
     Memory,
     Message,
@@ -25,6 +26,7 @@ from recalld.gathering import aside
 from recalld.limits import MAX_PAGE_BYTES
 from recalld.storage.appends import CREATED, UNDELETED, Append, Appends, append, message_values
 from recalld.storage.database import Connection, Database
+from recalld.storage.distribution import distributed
 from recalld.storage.keys import seq_of, session_key
 from recalld.storage.reads import Read, Reads
 from recalld.storage.rows import (
@@ -69,8 +71,17 @@ class MemoryStore(SubjectStore):
 
     def __init__(self, database: Database, clock: Callable[[], datetime] = utc_now) -> None:
         super().__init__(database, clock)
-        self.appends = Appends(database, clock)
-        self.reads = Reads(database)
+        self._appends = Appends(database, clock)
+        self._reads = Reads(database)
+
+    def prepare(self) -> None:
+        """Looks whether sessions are on several nodes: then no statement is for several calls, since it would go to all.
+
+        To be called when the schema is there, before the first call is made; on one node it need not be. Raises
+        StorageUnavailable.
+        """
+        with self._database.connection(LocalCall("")) as connection:
+            self._appends.grouping = self._reads.grouping = not distributed(connection)
 
     def add_memory(self, call: Call, memory: NewMemory) -> AddedMemory:
         key = session_key(call.namespace, memory.session_id)
@@ -78,12 +89,12 @@ class MemoryStore(SubjectStore):
         what = Append(call, key, memory, documents, create=not memory.user_id)
         derived = [seq_of(key, message.message_id) if message.message_id else None for message in memory.messages]
         # The common case is one statement: the session is live, or new and nobody's.
-        if not any(derived) and (added := self.appends.append(what)):
+        if not any(derived) and (added := self._appends.append(what)):
             return added
         return aside(self._add_carefully, what, derived)
 
     def get_memory(self, call: Call, session_id: str, last_n: int, max_tokens: int, after_seq: int) -> Memory:
-        return self.reads.read(Read(call, session_key(call.namespace, session_id), last_n, max_tokens, after_seq))
+        return self._reads.read(Read(call, session_key(call.namespace, session_id), last_n, max_tokens, after_seq))
 
     def list_messages(
         self, call: Call, session_id: str, after_seq: int | None, limit: int, *, descending: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import psycopg
 from psycopg import sql
 
 from recalld.errors import StorageUnavailable
+from recalld.storage import distribution
 from recalld.storage.database import connect
 from recalld.storage.sql import statements
 
@@ -45,7 +47,14 @@ def current_revision(connection: psycopg.Connection[Any]) -> str | None:
     return str(row[0]) if row else None
 
 
-def migrate(url: str, language: str, *, change_language: bool = False, grant_to: str | None = None) -> list[str]:
+def migrate(
+    url: str,
+    language: str,
+    *,
+    change_language: bool = False,
+    distribute: bool = False,
+    grant_to: str | None = None,
+) -> list[str]:
     """Applies the pending steps, and returns their names. Safe to run from several processes at once, and to kill.
 
     Each step is a transaction, or builds an index beside the callers, and waits only briefly for locks: a server in use
@@ -56,12 +65,15 @@ def migrate(url: str, language: str, *, change_language: bool = False, grant_to:
         language: the text search configuration, such as `english`, that a new database searches in.
         change_language: whether a database that searches in another language is changed to this one. It rebuilds the
             search index, which takes long on a large database; searches miss messages until it is done.
+        distribute: whether the tables are spread over the nodes of a Citus cluster. Where they are, whatever a later
+            version adds is distributed in any case. Nobody can write while rows are copied to their nodes.
         grant_to: a database role that gets what a server needs, which does not include changing the schema.
 
     Raises StorageUnavailable when the database does not answer, MigrationError when it cannot be migrated.
     """
     try:
         with connect(url, autocommit=True) as connection:
+            _refuse_without_citus(connection, distribute)
             applied = _bring_up_to_date(connection, url)
             _warn_of_lost_writes(connection)
             current = _language(connection)
@@ -70,6 +82,8 @@ def migrate(url: str, language: str, *, change_language: bool = False, grant_to:
                 applied.append(f"search language {language}")
             elif current != language:
                 log.warning("searching in %s, not %s: `recalld migrate` changes it", current, language)
+            if distribute or distribution.distributed(connection):
+                applied += _distribute(connection)
             if grant_to is not None:
                 _grant(connection, grant_to)
                 applied.append(f"grants to {grant_to}")
@@ -101,21 +115,35 @@ def check_schema(url: str) -> None:
         raise StorageUnavailable from error
 
 
-def pending_sql(url: str) -> str:
+def pending_sql(url: str, *, distribute: bool = False) -> str:
     """The SQL that `migrate` would run, empty when there is nothing to do. Raises as `migrate`."""
-    from alembic import command
-
     try:
         with connect(url, autocommit=True) as connection:
+            _refuse_without_citus(connection, distribute)
             current = current_revision(connection)
+            up_to_date = current is not None and current >= newest_revision()
+            distribute = distribute or distribution.distributed(connection)
+            if up_to_date and distribute:
+                distribute = not distribution.complete(connection)
     except psycopg.OperationalError as error:
         raise StorageUnavailable from error
-    if current is not None and current >= newest_revision():
-        return ""
+    steps = "" if up_to_date else _steps_sql(current)
+    if not distribute:
+        return steps
+    return f"{steps and distribution.SCRIPT_SETTING}{steps}{distribution.SCRIPT}"
+
+
+def _steps_sql(current: str | None) -> str:
+    from alembic import command
+
     out = io.StringIO()
-    config = _config(output_buffer=out)
-    command.upgrade(config, f"{current}:head" if current else "head", sql=True)
+    command.upgrade(_config(output_buffer=out), f"{current}:head" if current else "head", sql=True)
     return out.getvalue()
+
+
+def _refuse_without_citus(connection: psycopg.Connection[Any], distribute: bool) -> None:
+    if distribute and (obstacle := distribution.obstacle(connection)):
+        raise MigrationError(obstacle)
 
 
 def _bring_up_to_date(connection: psycopg.Connection[Any], url: str) -> list[str]:
@@ -141,22 +169,33 @@ def _refuse_if_too_new(connection: psycopg.Connection[Any], current: str) -> Non
 
 
 def _upgrade(url: str) -> list[str]:
+    return _patiently(lambda: _run_steps(url))
+
+
+def _distribute(connection: psycopg.Connection[Any]) -> list[str]:
+    """One process after another; whoever comes second finds nothing left to do."""
+    connection.execute(_SQL["lock_migrations"])
+    connection.execute(_SQL["set_lock_timeout"], {"milliseconds": str(int(_LOCK_TIMEOUT * 1000))})
+    return _patiently(lambda: distribution.distribute(connection))
+
+
+def _patiently(migration: Callable[[], list[str]]) -> list[str]:
     for attempt in range(1, _LOCK_ATTEMPTS + 1):
-        applied: list[str] = []
         try:
-            _run_steps(url, applied)
-            return applied
+            return migration()
         except psycopg.errors.LockNotAvailable:
             log.warning("others hold a lock that a migration needs; attempt %d", attempt + 1)
             time.sleep(_LOCK_PAUSE)
     raise MigrationError("others hold a lock that a migration needs: try when there is less going on")
 
 
-def _run_steps(url: str, applied: list[str]) -> None:
+def _run_steps(url: str) -> list[str]:
     from alembic import command
     from alembic.util import CommandError
     from sqlalchemy import NullPool, create_engine
     from sqlalchemy.exc import DBAPIError
+
+    applied: list[str] = []
 
     def on_version_apply(*, step: Any, **_: Any) -> None:
         applied.append(Path(step.up_revision.path).stem)
@@ -173,6 +212,7 @@ def _run_steps(url: str, applied: list[str]) -> None:
                 connection=connection, on_version_apply=on_version_apply, lock_timeout=_LOCK_TIMEOUT
             )
             command.upgrade(config, "head")
+            return applied
     except DBAPIError as error:
         raise (error.orig if isinstance(error.orig, psycopg.Error) else error) from error
     except CommandError as error:

@@ -105,19 +105,25 @@ class PurgeStore(SubjectStore):
             "cutoff": query.cutoff,
             "user_key": user_key(call.namespace, query.user_id),
             "batch_size": query.batch_size,
+            "after_time": None,
+            "after_key": None,
         }
         scope = "this_user" if query.user_id else "all"
         if query.dry_run:
             (count,) = self._row(call, _COUNT_USERS[scope], values)
             yield count
             return
-        picked = query.batch_size
-        while picked == query.batch_size:
-            picked, removed = self._row(call, _REMOVE_USERS[scope], values)
+        while last := self._find_row(call, _REMOVE_USERS[scope], values):
+            values["after_time"], values["after_key"], picked, removed = last
             yield removed
+            if picked < query.batch_size:
+                return
 
     def _row(self, call: Call, statement: LiteralString, values: Values) -> Row:
-        with self._database.connection(call) as connection:
-            row = connection.execute(statement, values).fetchone()
+        row = self._find_row(call, statement, values)
         assert row is not None
         return row
+
+    def _find_row(self, call: Call, statement: LiteralString, values: Values) -> Row | None:
+        with self._database.connection(call) as connection:
+            return connection.execute(statement, values).fetchone()

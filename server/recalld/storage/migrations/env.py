@@ -15,6 +15,7 @@ from sqlalchemy import text
 from recalld.storage.sql import statements
 
 _SQL = statements("schema")
+_CITUS_SQL = statements("citus")
 
 # Seconds between two attempts to be the one that migrates.
 _LOCK_INTERVAL = 0.2
@@ -39,6 +40,7 @@ else:
         connection.rollback()
         time.sleep(_LOCK_INTERVAL)
     connection.execute(text(_SQL["limit_lock_wait"]), {"milliseconds": str(int(attributes["lock_timeout"] * 1000))})
+    connection.execute(text(_CITUS_SQL["sequential"]))
     connection.execute(text(_SQL["create_schema"]))
     connection.commit()
     with context.begin_transaction():

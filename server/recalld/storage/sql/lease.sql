@@ -1,19 +1,21 @@
+-- By the database's clock: those of the servers may differ. Whoever waits for a lock looks by the time when it asked, which
+-- can only make it give way.
+
 -- name: take
--- By the database's clock: those of the servers may differ.
 insert into recalld.lease (name, holder, expire_time, next_time)
-values (%(name)s, %(holder)s, clock_timestamp() + %(ttl)s, clock_timestamp())
+values (%(name)s, %(holder)s, now() + %(ttl)s, now())
 on conflict (name) do update
    set holder = excluded.holder, expire_time = excluded.expire_time
- where lease.expire_time <= clock_timestamp() and lease.next_time <= clock_timestamp()
+ where lease.expire_time <= excluded.next_time and lease.next_time <= excluded.next_time
 returning true
 
 -- name: renew
 update recalld.lease
-   set expire_time = clock_timestamp() + %(ttl)s
- where name = %(name)s and holder = %(holder)s and expire_time > clock_timestamp()
+   set expire_time = now() + %(ttl)s
+ where name = %(name)s and holder = %(holder)s and expire_time > now()
 returning true
 
 -- name: give_back
 update recalld.lease
-   set expire_time = clock_timestamp(), next_time = clock_timestamp() + %(pause)s
- where name = %(name)s and holder = %(holder)s and expire_time > clock_timestamp()
+   set expire_time = now(), next_time = now() + %(pause)s
+ where name = %(name)s and holder = %(holder)s and expire_time > now()

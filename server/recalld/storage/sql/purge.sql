@@ -96,38 +96,53 @@ select (select count(*)
            and (m.delete_time is null or m.delete_time = %(delete_time)s))
 
 -- name: remove_users
--- Some of the deleted users that no session is left of: how many were picked, and how many were still so when removed.
-with picked as (
-    select u.user_key
+-- The next deleted users, of which those go that no session is left of and that are still deleted; how far that came, how
+-- many it looked at, and how many are gone. Users and sessions lie apart, and so are looked at one after the other.
+with picked as materialized (
+    select u.user_key, u.user_id, u.delete_time
       from recalld.app_user as u
      where u.namespace = %(namespace)s
        and u.delete_time <= %(cutoff)s
        and {scope}
-       and not exists (select
-                         from recalld.session as s
-                        where s.namespace = %(namespace)s
-                          and s.user_id = u.user_id)
+       and (u.delete_time, u.user_key) > (coalesce(%(after_time)s::timestamptz, '-infinity'),
+                                          coalesce(%(after_key)s::uuid, '00000000-0000-0000-0000-000000000000'))
+     order by u.delete_time, u.user_key
      limit %(batch_size)s
+), kept as materialized (
+    select distinct s.user_id
+      from recalld.session as s
+     where s.namespace = %(namespace)s
+       and s.user_id in (select user_id from picked)
 ), gone as (
     delete from recalld.app_user as u
      using picked
      where u.user_key = picked.user_key
        and u.delete_time <= %(cutoff)s
+       and picked.user_id not in (select user_id from kept)
     returning u.user_key
 )
-select (select count(*) from picked), (select count(*) from gone)
+select picked.delete_time, picked.user_key, count(*) over (), (select count(*) from gone)
+  from picked
+ order by picked.delete_time desc, picked.user_key desc
+ limit 1
 
 -- name: count_users
+with picked as materialized (
+    select u.user_id
+      from recalld.app_user as u
+     where u.namespace = %(namespace)s
+       and u.delete_time <= %(cutoff)s
+       and {scope}
+), kept as materialized (
+    select distinct s.user_id
+      from recalld.session as s
+     where s.namespace = %(namespace)s
+       and s.user_id in (select user_id from picked)
+       and (s.delete_time is null or s.delete_time > %(cutoff)s)
+)
 select count(*)
-  from recalld.app_user as u
- where u.namespace = %(namespace)s
-   and u.delete_time <= %(cutoff)s
-   and {scope}
-   and not exists (select
-                     from recalld.session as s
-                    where s.namespace = %(namespace)s
-                      and s.user_id = u.user_id
-                      and (s.delete_time is null or s.delete_time > %(cutoff)s))
+  from picked
+ where user_id not in (select user_id from kept)
 
 -- name: of_session
 t.session_key = %(session_key)s

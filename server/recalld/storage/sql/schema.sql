@@ -11,6 +11,9 @@ select pg_try_advisory_lock(hashtextextended('recalld.migrate', 0))
 -- name: limit_lock_wait
 select set_config('lock_timeout', :milliseconds, false)
 
+-- name: set_lock_timeout
+select set_config('lock_timeout', %(milliseconds)s, false)
+
 -- name: create_schema
 create schema if not exists recalld
 
