@@ -43,8 +43,8 @@ class Watched(Database):
         self.commands: list[str] = []
 
     @contextmanager
-    def connection(self, call: Call) -> Iterator[Connection]:
-        with super().connection(call) as connection:
+    def connection(self, call: Call, *, traced: bool = True) -> Iterator[Connection]:
+        with super().connection(call, traced=traced) as connection:
             connection.execute("set citus.log_remote_commands = on")
             connection.add_notice_handler(self._note)
             try:
@@ -74,6 +74,7 @@ def watched(distributed_url: str) -> Iterator[Watched]:
 def store(watched: Watched) -> PostgresStore:
     """A user's session, and one with three messages that is nobody's."""
     store = PostgresStore(watched)
+    store.prepare()
     with suppress(UserAlreadyExists):
         store.create_user(CALL, "u", Profile("", "", "", {}))
     store.add_memory(CALL, NewMemory("of u", [said("zero")], user_id="u"))

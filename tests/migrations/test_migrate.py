@@ -57,7 +57,7 @@ def test_of_many_that_start_at_once_on_an_empty_database_one_migrates_and_all_su
 def wait_until_waiting(connection: psycopg.Connection, processes: int) -> None:
     """Returns when so many have asked for the lock; fails after 30 seconds."""
     deadline = time.monotonic() + 30
-    asking = "select count(*) from pg_stat_activity where query ~* 'pg_try_advisory_lock|rollback'"
+    asking = "select count(*) from pg_stat_activity where query ~* 'pg_try_advisory_lock|commit'"
     asking += " and application_name = 'recalld migrate' and datname = current_database()"
     while connection.execute(asking).fetchone() != (processes,):
         assert time.monotonic() < deadline

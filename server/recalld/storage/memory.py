@@ -75,10 +75,10 @@ class MemoryStore(SubjectStore):
         self._reads = Reads(database)
 
     def prepare(self) -> None:
-        """Looks whether sessions are on several nodes: then no statement is for several calls, since it would go to all.
+        """Looks whether sessions are on several nodes: then no statement is for several calls, as it would go to all.
 
-        To be called when the schema is there, before the first call is made; on one node it need not be. Raises
-        StorageUnavailable.
+        To be called when the schema is there, before the first call is made; where there is one node it need not be.
+        Raises StorageUnavailable.
         """
         with self._database.connection(LocalCall("")) as connection:
             self._appends.grouping = self._reads.grouping = not distributed(connection)

@@ -15,6 +15,7 @@ from psycopg import sql
 from recalld.errors import StorageUnavailable
 from recalld.storage import distribution
 from recalld.storage.database import connect
+from recalld.storage.migrations import await_turn
 from recalld.storage.sql import statements
 
 log = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ def _upgrade(url: str) -> list[str]:
 
 def _distribute(connection: psycopg.Connection[Any]) -> list[str]:
     """One process after another; whoever comes second finds nothing left to do."""
-    connection.execute(_SQL["lock_migrations"])
+    await_turn(lambda: connection.execute(_SQL["lock_migrations"]).fetchone() == (True,))
     connection.execute(_SQL["set_lock_timeout"], {"milliseconds": str(int(_LOCK_TIMEOUT * 1000))})
     return _patiently(lambda: distribution.distribute(connection))
 

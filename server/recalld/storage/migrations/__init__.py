@@ -6,8 +6,21 @@ order. A step must leave the previous release of the server working, and is neve
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
+
+# Seconds between two attempts to be the one that migrates.
+_LOCK_INTERVAL = 0.2
+
+
+def await_turn(try_lock: Callable[[], object]) -> None:
+    """Returns when `try_lock` has the lock of migrations. To be called outside of a transaction, and so must it leave.
+
+    It waits for nothing in the database: an index that is built concurrently would wait for that in turn.
+    """
+    while not try_lock():
+        time.sleep(_LOCK_INTERVAL)
 
 
 def upgrade_from_sql(revision_file: str) -> Callable[[], None]:

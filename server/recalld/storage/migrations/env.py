@@ -7,21 +7,26 @@ nothing left to do.
 
 from __future__ import annotations
 
-import time
+from functools import partial
 
 from alembic import context
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
+from recalld.storage.migrations import await_turn
 from recalld.storage.sql import statements
 
 _SQL = statements("schema")
 _CITUS_SQL = statements("citus")
 
-# Seconds between two attempts to be the one that migrates.
-_LOCK_INTERVAL = 0.2
-
 attributes = context.config.attributes
 connection = attributes.get("connection")
+
+
+def _try_lock(connection: Connection) -> bool:
+    locked = bool(connection.scalar(text(_SQL["lock_migrations"])))
+    connection.commit()
+    return locked
+
 
 if connection is None:
     context.configure(dialect_name="postgresql", version_table_schema="recalld", transaction_per_migration=True)
@@ -36,9 +41,7 @@ else:
         on_version_apply=attributes["on_version_apply"],
     )
     # It lasts until the connection is closed; only what comes after it is to be quick.
-    while not connection.scalar(text(_SQL["lock_migrations"])):
-        connection.rollback()
-        time.sleep(_LOCK_INTERVAL)
+    await_turn(partial(_try_lock, connection))
     connection.execute(text(_SQL["limit_lock_wait"]), {"milliseconds": str(int(attributes["lock_timeout"] * 1000))})
     connection.execute(text(_CITUS_SQL["sequential"]))
     connection.execute(text(_SQL["create_schema"]))

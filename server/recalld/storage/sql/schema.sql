@@ -5,7 +5,6 @@ select current_setting('transaction_read_only')
 create database {name}
 
 -- name: lock_migrations
--- Not one that waits: the snapshot of its statement would be waited for by an index that is built concurrently.
 select pg_try_advisory_lock(hashtextextended('recalld.migrate', 0))
 
 -- name: limit_lock_wait
