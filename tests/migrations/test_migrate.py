@@ -20,7 +20,7 @@ from tests.contract.asking import said
 from tests.postgres import Databases, open_database
 
 CALL = LocalCall("default")
-STEPS = ["0001_initial", "0002_api_key", "0003_lease"]
+STEPS = ["0001_initial", "0002_api_key", "0003_lease", "0005_search"]
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from recalld.domain import (
     NewMemory,
     SearchQuery,
 )
-from recalld.limits import MAX_PAGE_BYTES
+from recalld.limits import MAX_EXAMINED, MAX_PAGE_BYTES, MAX_SEARCHED_NEWEST, MAX_SEARCHED_RARE
 from recalld.storage.database import Connection
 from recalld.storage.keys import session_key
 from recalld.storage.rows import SubjectStore, Values, check_merged, message_of, metadata_change, session_of
@@ -50,17 +50,10 @@ _LIST_ASCENDING, _LIST_DESCENDING = (
     compose(_SQL["list_messages"], columns=_SQL["columns"], range=_SQL[order], direction=direction)
     for order, direction in (("ascending", "asc"), ("descending", "desc"))
 )
-_GET, _UPDATE, _DELETE = (
-    compose(_SQL[name], columns=_SQL["columns"]) for name in ("get_message", "update_message", "delete_message")
+_GET, _UPDATE, _DELETE, _SEARCH = (
+    compose(_SQL[name], columns=_SQL["columns"])
+    for name in ("get_message", "update_message", "delete_message", "search")
 )
-_SEARCH = {
-    scope: compose(_SQL["search"], columns=_SQL["columns"], messages=_SQL[messages], scope=_SQL[scope])
-    for scope, messages in (
-        ("in_session", "search_few"),
-        ("in_sessions_of_user", "search_few"),
-        ("in_namespace", "search_all"),
-    )
-}
 
 
 class MemoryStore(SubjectStore):
@@ -156,19 +149,21 @@ class MemoryStore(SubjectStore):
     def search_memory(self, call: Call, query: SearchQuery) -> Sequence[Match]:
         values = {
             "namespace": call.namespace,
-            "session_key": session_key(call.namespace, query.session_id),
-            "user_id": query.user_id,
+            "session_key": session_key(call.namespace, query.session_id) if query.session_id else None,
+            "user_id": query.user_id or None,
             "query": query.query,
             "roles": list(query.roles) or None,
             "metadata": None if query.metadata is None else metadata.to_json(query.metadata),
             "create_from": query.create_time_from,
             "create_to": query.create_time_to,
             "limit": query.limit,
+            "newest": MAX_SEARCHED_NEWEST,
+            "rare": MAX_SEARCHED_RARE,
+            "most_sessions": MAX_EXAMINED,
             "max_bytes": MAX_PAGE_BYTES,
         }
-        scope = "in_session" if query.session_id else "in_sessions_of_user" if query.user_id else "in_namespace"
         with self._database.connection(call) as connection:
-            rows = connection.execute(_SEARCH[scope], values).fetchall()
+            rows = connection.execute(_SEARCH, values).fetchall()
         return [Match(row[0], message_of(row[1:-1]), row[-1]) for row in rows]
 
     # --- appending
