@@ -62,7 +62,7 @@ begin
     keys := '{}';
     seqs := '{}';
     -- For a term that is frequent in a sample the index is not asked: it would go through all of its places. For the
-    -- others the matches are counted: what a sample says may be off by a factor, and more where the talk has changed.
+    -- others the matches are counted: what a sample says may be off by much where the talk has changed.
     for v_term in
         with sample as (
             select lexeme as term, count(*) as messages
@@ -73,21 +73,27 @@ begin
         select term
           from unnest(p_terms) as term
           left join sample using (term)
-         where coalesce(sample.messages, 0) * p_messages / c_sample <= 4 * p_limit
+         where coalesce(sample.messages, 0) * p_messages / c_sample <= 2 * p_limit
          order by coalesce(sample.messages, 0), term
     loop
         exit when v_reads <= 0;
+        -- Materialized, which is done row by row, so that the planner sees neither the limit nor the join: for either it
+        -- may take averages over all sessions, and go through a long one.
+        with matching as materialized (
+            select m.session_key, m.seq
+              from recalld.message as m
+             where recalld.searchable(m.role, m.content) @@ recalld.any_of(array[v_term])
+               and (not p_named or m.session_key = any(p_sessions))
+               and m.delete_time is null
+        )
         select coalesce(array_agg(m.session_key), '{}'), coalesce(array_agg(m.seq), '{}')
           into v_keys, v_seqs
           from (select m.session_key, m.seq
-                  from recalld.message as m
+                  from matching as m
                   join recalld.session as s
                     on s.session_key = m.session_key
-                 where recalld.searchable(m.role, m.content) @@ recalld.any_of(array[v_term])
-                   and (not p_named or m.session_key = any(p_sessions))
-                   and m.seq > s.cleared_seq
-                   and m.delete_time is null
-                   and s.namespace = p_namespace
+                   and s.cleared_seq < m.seq
+                 where s.namespace = p_namespace
                    and (p_user_id is null or s.user_id = p_user_id)
                    and not s.deleted
                  limit v_left + 1) as m;
