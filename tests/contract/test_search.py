@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from recalld.domain import Call, MessageChange, NewMemory, Profile, SearchQuery, Store
@@ -136,7 +138,7 @@ def test_an_edited_message_is_found_by_what_it_says_now(store: Store, call: Call
 
 @pytest.mark.parametrize("scope", [{}, {"session_id": "s"}, {"user_id": "ada"}], ids=["namespace", "session", "user"])
 def test_among_very_many_a_rare_term_is_found_and_of_a_common_one_the_newest(
-    store: Store, call: Call, scope: dict[str, str]
+    store: Store, call: Call, scope: dict[str, Any]
 ) -> None:
     store.create_user(call, "ada", Profile())
     store.create_session(call, "s", "ada", {})

@@ -99,7 +99,7 @@ def indexes(plans: list[dict[str, Any]]) -> set[str]:
     return {node["Index Name"] for plan in plans for node in nodes(plan["Plan"]) if "Index Name" in node}
 
 
-SCOPES = {"a namespace": {}, "a long session": {"session_id": "long"}, "a user": {"user_id": "ada"}}
+SCOPES: dict[str, dict[str, Any]] = {"a namespace": {}, "a long session": {"session_id": "long"}, "a user": {"user_id": "ada"}}
 QUERIES = {
     "a common word": "common",
     "common words": "common frequent elsewhere word1 word2 word3",
