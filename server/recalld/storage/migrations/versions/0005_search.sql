@@ -35,7 +35,8 @@ $$;
 
 
 -- The live messages of some sessions that have a rare one of the terms: term by term, the rarest first, as long as together
--- they have not more than p_limit matches. Those terms are p_complete: every match of theirs is there, and no other.
+-- they have not more than p_limit matches. Those terms are complete: every match of theirs is there. What room is left goes
+-- to pairs of the other terms, likewise: what has two of them mostly ranks before what has one.
 --
 -- Which they are depends on the messages in scope and on nothing else: not on what other namespaces hold.
 create function recalld.rare_messages(
@@ -52,37 +53,53 @@ create function recalld.rare_messages(
 ) language plpgsql stable as $$
 declare
     c_sample constant bigint := 200;
-    v_term   text;
+    c_paired constant bigint := 8;
+    v_terms  text[];
+    v_query  tsquery;
     v_keys   uuid[];
     v_seqs   bigint[];
     v_left   bigint := p_limit;
-    v_reads  bigint := 10 * p_limit;
+    v_reads  bigint := 4 * p_limit; -- what may be counted, be it taken or not
 begin
     complete := '{}';
     keys := '{}';
     seqs := '{}';
     -- For a term that is frequent in a sample the index is not asked: it would go through all of its places. For the
     -- others the matches are counted: what a sample says may be off by much where the talk has changed.
-    for v_term in
-        with sample as (
-            select lexeme as term, count(*) as messages
-              from recalld.newest_messages(p_sessions, c_sample), unnest(tsvector_to_array(document)) as lexeme
-             where lexeme = any(p_terms)
-             group by lexeme
+    for v_terms in
+        with seen as materialized (
+            select term, coalesce(sample.messages, 0)::float8 as messages
+              from unnest(p_terms) as term
+              left join (select lexeme as term, count(*) as messages
+                           from recalld.newest_messages(p_sessions, c_sample), unnest(tsvector_to_array(document)) as lexeme
+                          where lexeme = any(p_terms)
+                          group by lexeme) as sample using (term)
+        ), paired as materialized (
+            select term, messages from seen order by messages, term limit c_paired
+        ), asked as (
+            select array[term] as terms, messages from seen
+             union all
+            select array[a.term, b.term], a.messages * b.messages / c_sample
+              from paired as a
+              join paired as b on a.term < b.term
         )
-        select term
-          from unnest(p_terms) as term
-          left join sample using (term)
-         where coalesce(sample.messages, 0) * p_messages / c_sample <= 2 * p_limit
-         order by coalesce(sample.messages, 0), term
+        select terms
+          from asked
+         where messages * p_messages / c_sample <= 2 * p_limit
+         order by cardinality(terms), messages, terms
     loop
         exit when v_reads <= 0;
+        continue when cardinality(v_terms) = 2 and v_terms && complete;
+        v_query := recalld.any_of(v_terms[1:1]);
+        if cardinality(v_terms) = 2 then
+            v_query := v_query && recalld.any_of(v_terms[2:2]);
+        end if;
         -- Materialized, which is done row by row, so that the planner sees neither the limit nor the join: for either it
         -- may take averages over all sessions, and go through a long one.
         with matching as materialized (
             select m.session_key, m.seq
               from recalld.message as m
-             where recalld.searchable(m.role, m.content) @@ recalld.any_of(array[v_term])
+             where recalld.searchable(m.role, m.content) @@ v_query
                and (not p_named or m.session_key = any(p_sessions))
                and m.delete_time is null
         )
@@ -100,7 +117,9 @@ begin
         v_reads := v_reads - cardinality(v_seqs);
         if cardinality(v_seqs) <= v_left then
             v_left := v_left - cardinality(v_seqs);
-            complete := complete || v_term;
+            if cardinality(v_terms) = 1 then
+                complete := complete || v_terms;
+            end if;
             keys := keys || v_keys;
             seqs := seqs || v_seqs;
         end if;
@@ -114,7 +133,7 @@ $$;
 -- To make a message's document costs a hundred times what reading its row does. So what bounds a search is how many it
 -- makes, whatever is asked for and however much there is:
 -- * Where there are at most p_newest messages, all are looked at, and no index is asked.
--- * Elsewhere the full-text index finds the messages that have rare terms of the query, at most p_rare.
+-- * Elsewhere the full-text index finds the messages that have rare terms of the query, or two others, at most p_rare.
 -- * When that leaves terms over, the newest p_newest messages are looked at too.
 --
 -- A message counts the rarity of each term that it has among all that match (the idf of BM25), and a quarter of what the
