@@ -2,7 +2,8 @@
 
 80,000 messages of one namespace lie beside 3,000 and 300 of two others. Everywhere every message has the word `common`,
 and one in three the word `frequent`; in the largest namespace every other one has `elsewhere` too. The word `needle` is
-in the first message of two sessions, where no search for the newest comes.
+in the first message of two sessions, where no search for the newest comes; `former` was said in all messages of a long
+session but the newest.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ def _populate(url: str) -> None:
             select k, seq, %(now)s, gen_random_uuid(), case when seq %% 2 = 0 then 'user' else 'assistant' end,
                    case when seq = 1 and session_id in ('s1', 'long') then 'needle ' else '' end
                    || 'common word' || seq %% 20 || case when seq %% 3 = 0 then ' frequent' else '' end
+                   || case when session_id = 'long' and seq < n - 1000 then ' former' else '' end
                    || case when namespace = 'big' and seq %% 2 = 1 then ' elsewhere' else '' end
               from new, generate_series(1, n) as seq
             """,
@@ -106,6 +108,7 @@ SCOPES: dict[str, dict[str, Any]] = {
 }
 QUERIES = {
     "a common word": "common",
+    "a word that was common once": "former",
     "common words": "common frequent elsewhere word1 word2 word3",
     "a common word and a rare one": "common needle",
     "a rare word": "needle",
