@@ -44,6 +44,10 @@ MAX_CHUNK_BYTES: Final = 1 * MIB
 # Rows that one page may examine for a filter that no index answers, before it is sent as short as it is.
 MAX_EXAMINED: Final = 10_000
 
+# Messages that one search may look at: the newest, and those that have rare terms of the query.
+MAX_SEARCHED_NEWEST: Final = 2_000
+MAX_SEARCHED_RARE: Final = 5_000
+
 # How long deleted data is kept before purging may remove it.
 DEFAULT_RETENTION: Final = timedelta(days=30)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from recalld.domain import Call, MessageChange, NewMemory, Profile, SearchQuery, Store
@@ -132,6 +134,27 @@ def test_an_edited_message_is_found_by_what_it_says_now(store: Store, call: Call
     store.update_message(call, "s", added.message_id, MessageChange("pear"))
     assert search(store, call, SearchQuery("apple", 10)) == []
     assert search(store, call, SearchQuery("pear", 10)) == ["pear"]
+
+
+@pytest.mark.parametrize("scope", [{}, {"session_id": "s"}, {"user_id": "ada"}], ids=["namespace", "session", "user"])
+def test_among_very_many_a_rare_term_is_found_and_of_a_common_one_the_newest(
+    store: Store, call: Call, scope: dict[str, Any]
+) -> None:
+    store.create_user(call, "ada", Profile())
+    store.create_session(call, "s", "ada", {})
+    (needle, *_) = write(store, call, "s", "needle", "pear").messages
+    for start in range(0, 6000, 1000):
+        write(store, call, "s", *(f"apple {number}" for number in range(start, start + 1000)))
+
+    (found, *_) = store.search_memory(call, SearchQuery("apple needle", 10, **scope))
+    assert found.message.message_id == needle.message_id
+    assert search(store, call, SearchQuery("needle", 10, **scope)) == ["needle"]
+    # The last has a match on one side only.
+    assert search(store, call, SearchQuery("apple", 3, **scope)) == ["apple 5998", "apple 5997", "apple 5996"]
+    assert search(store, call, SearchQuery("cherry", 3, **scope)) == []
+
+    store.delete_message(call, "s", needle.message_id)
+    assert search(store, call, SearchQuery("needle", 10, **scope)) == []
 
 
 @pytest.mark.parametrize(

@@ -116,21 +116,26 @@ def _populate(url: str) -> None:
             """
         )
         connection.execute("vacuum analyze")
-        (name,) = connection.execute("select current_database()").fetchone() or ("",)
-        for setting, value in {
-            "session_preload_libraries": "auto_explain",
-            "auto_explain.log_min_duration": "0",
-            "auto_explain.log_analyze": "on",
-            "auto_explain.log_timing": "off",
-            "auto_explain.log_format": "json",
-            "auto_explain.log_level": "log",
-            "client_min_messages": "log",
-        }.items():
-            connection.execute(
-                psycopg.sql.SQL("alter database {} set {} = {}").format(
-                    psycopg.sql.Identifier(name), psycopg.sql.SQL(setting), psycopg.sql.Literal(value)
-                )
+        explain_everything(connection)
+
+
+def explain_everything(connection: psycopg.Connection[Any]) -> None:
+    """Makes later connections to the database send the plan of whatever runs."""
+    (name,) = connection.execute("select current_database()").fetchone() or ("",)
+    for setting, value in {
+        "session_preload_libraries": "auto_explain",
+        "auto_explain.log_min_duration": "0",
+        "auto_explain.log_analyze": "on",
+        "auto_explain.log_timing": "off",
+        "auto_explain.log_format": "json",
+        "auto_explain.log_level": "log",
+        "client_min_messages": "log",
+    }.items():
+        connection.execute(
+            psycopg.sql.SQL("alter database {} set {} = {}").format(
+                psycopg.sql.Identifier(name), psycopg.sql.SQL(setting), psycopg.sql.Literal(value)
             )
+        )
 
 
 @pytest.fixture

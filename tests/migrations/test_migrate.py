@@ -20,7 +20,14 @@ from tests.contract.asking import said
 from tests.postgres import Databases, open_database
 
 CALL = LocalCall("default")
-STEPS = ["0001_initial", "0002_api_key", "0003_lease", "0004_group_append", "0005_given_ids"]
+STEPS = [
+    "0001_initial",
+    "0002_api_key",
+    "0003_lease",
+    "0004_group_append",
+    "0005_given_ids",
+    "0006_search",
+]
 
 
 @pytest.fixture

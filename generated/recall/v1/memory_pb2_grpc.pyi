@@ -119,6 +119,15 @@ class MemoryServiceStub:
     its terms are among all matches, and a quarter of what the messages right
     before and after it count. Every message is searchable as soon as it is
     acknowledged. Safe to retry.
+
+    A search does bounded work. Where there are at most 2,000 messages to search
+    it looks at all of them. Where there are more it looks at every message that
+    has one of the query's rarer terms, which are taken from the rarest on, and
+    then two of the others, as long as that is at most 5,000 messages; and, for
+    the terms that are left over, at the 2,000 newest messages, those of the
+    sessions active last. So what is rare is found however much there is, and
+    what is common where it was said lately. Filters apply to what is looked at:
+    they do not make a search look further.
     """
 
 @_typing.type_check_only
@@ -212,6 +221,15 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     its terms are among all matches, and a quarter of what the messages right
     before and after it count. Every message is searchable as soon as it is
     acknowledged. Safe to retry.
+
+    A search does bounded work. Where there are at most 2,000 messages to search
+    it looks at all of them. Where there are more it looks at every message that
+    has one of the query's rarer terms, which are taken from the rarest on, and
+    then two of the others, as long as that is at most 5,000 messages; and, for
+    the terms that are left over, at the 2,000 newest messages, those of the
+    sessions active last. So what is rare is found however much there is, and
+    what is common where it was said lately. Filters apply to what is looked at:
+    they do not make a search look further.
     """
 
 class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -350,6 +368,15 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         its terms are among all matches, and a quarter of what the messages right
         before and after it count. Every message is searchable as soon as it is
         acknowledged. Safe to retry.
+
+        A search does bounded work. Where there are at most 2,000 messages to search
+        it looks at all of them. Where there are more it looks at every message that
+        has one of the query's rarer terms, which are taken from the rarest on, and
+        then two of the others, as long as that is at most 5,000 messages; and, for
+        the terms that are left over, at the 2,000 newest messages, those of the
+        sessions active last. So what is rare is found however much there is, and
+        what is common where it was said lately. Filters apply to what is looked at:
+        they do not make a search look further.
         """
 
 def add_MemoryServiceServicer_to_server(servicer: MemoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,7 +23,7 @@ from recalld.domain import (
     SearchQuery,
 )
 from recalld.gathering import aside
-from recalld.limits import MAX_PAGE_BYTES
+from recalld.limits import MAX_EXAMINED, MAX_PAGE_BYTES, MAX_SEARCHED_NEWEST, MAX_SEARCHED_RARE
 from recalld.storage.appends import CREATED, UNDELETED, Append, Appends, append, message_values
 from recalld.storage.database import Connection, Database
 from recalld.storage.distribution import distributed
@@ -53,17 +53,10 @@ _GET, _UPDATE, _DELETE = (
     }
     for name in ("get_message", "update_message", "delete_message")
 )
+_SEARCH = compose(_SQL["search"], columns=_SQL["columns"])
 _REPLAYED, _REPLAYED_DERIVED = (
     compose(_SQL["replayed"], by_id=_SQL[where]) for where in ("replayed_by_given_id", "replayed_by_derived_id")
 )
-_SEARCH = {
-    scope: compose(_SQL["search"], columns=_SQL["columns"], messages=_SQL[messages], scope=_SQL[scope])
-    for scope, messages in (
-        ("in_session", "search_few"),
-        ("in_sessions_of_user", "search_few"),
-        ("in_namespace", "search_all"),
-    )
-}
 
 
 class MemoryStore(SubjectStore):
@@ -149,19 +142,21 @@ class MemoryStore(SubjectStore):
     def search_memory(self, call: Call, query: SearchQuery) -> Sequence[Match]:
         values = {
             "namespace": call.namespace,
-            "session_key": session_key(call.namespace, query.session_id),
-            "user_id": query.user_id,
+            "session_key": session_key(call.namespace, query.session_id) if query.session_id else None,
+            "user_id": query.user_id or None,
             "query": query.query,
             "roles": list(query.roles) or None,
             "metadata": None if query.metadata is None else metadata.to_json(query.metadata),
             "create_from": query.create_time_from,
             "create_to": query.create_time_to,
             "limit": query.limit,
+            "newest": MAX_SEARCHED_NEWEST,
+            "rare": MAX_SEARCHED_RARE,
+            "most_sessions": MAX_EXAMINED,
             "max_bytes": MAX_PAGE_BYTES,
         }
-        scope = "in_session" if query.session_id else "in_sessions_of_user" if query.user_id else "in_namespace"
         with self._database.connection(call) as connection:
-            rows = connection.execute(_SEARCH[scope], values).fetchall()
+            rows = connection.execute(_SEARCH, values).fetchall()
         return [Match(row[0], message_of(row[1:-1]), row[-1]) for row in rows]
 
     # --- appending what is not that simple

@@ -186,51 +186,13 @@ select {columns}
   from m
 
 -- name: search
--- A message that has any of the query's terms is found. It counts the rarity of each term that it has among all that are
--- found (the idf of BM25), and a quarter of what the messages right before and after it count: in a conversation the
--- answer often stands next to the words of the question. The weights were chosen by recall on real conversations.
-with query as materialized (
-    select terms,
-           (select string_agg('''' || replace(replace(term, '\', '\\'), '''', '''''') || '''', ' | ')
-              from unnest(terms) as term)::tsquery as any_term
-      from tsvector_to_array(recalld.searchable('', %(query)s)) as terms
-), found as materialized (
-    select s.session_key, s.session_id, m.seq, m.create_time,
-           array(select term from unnest(tsvector_to_array(m.document)) as term
-                  where term = any((select terms from query)::text[])) as terms
-      from recalld.session as s
-      join {messages} as m
-        on m.session_key = s.session_key
-     where s.namespace = %(namespace)s
-       and not s.deleted
-       and {scope}
-       and m.seq > s.cleared_seq
-       and m.delete_time is null
-       and m.document @@ (select any_term from query)
-       and (%(roles)s::text[] is null or m.role = any(%(roles)s))
-       and (%(metadata)s::jsonb is null or coalesce(m.metadata, '{{}}') @> %(metadata)s::jsonb)
-       and (%(create_from)s::timestamptz is null or m.create_time >= %(create_from)s)
-       and (%(create_to)s::timestamptz is null or m.create_time < %(create_to)s)
-), rarity as (
-    select term, ln(1 + ((select count(*) from found) - count(*) + 0.5) / (count(*) + 0.5))::float8 as weight
-      from found, unnest(found.terms) as term
-     group by term
-), scored as (
-    select found.session_key, found.session_id, found.seq, found.create_time, sum(rarity.weight) as score
-      from found, unnest(found.terms) as term
-      join rarity using (term)
-     group by found.session_key, found.session_id, found.seq, found.create_time
-), ranked as (
-    select session_key, session_id, seq, create_time,
-           score + 0.25 * (case when lag(seq) over talk = seq - 1 then lag(score) over talk else 0 end
-                           + case when lead(seq) over talk = seq + 1 then lead(score) over talk else 0 end) as score
-      from scored
-    window talk as (partition by session_key order by seq)
-     order by score desc, create_time desc, session_key, seq desc
-     limit %(limit)s
+with ranked as materialized (
+    select *
+      from recalld.search(%(namespace)s, %(session_key)s, %(user_id)s, %(query)s, %(roles)s, %(metadata)s, %(create_from)s,
+                          %(create_to)s, %(limit)s, %(newest)s, %(rare)s, %(most_sessions)s)
 )
-select m.session_id, {columns}, m.score
-  from (select m.*, ranked.session_id, ranked.score,
+select (select s.session_id from recalld.session as s where s.session_key = m.session_key), {columns}, m.score
+  from (select m.*, ranked.score,
                sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0)) over better as better_bytes
           from ranked
           join recalld.message as m
@@ -240,24 +202,3 @@ select m.session_id, {columns}, m.score
                           rows between unbounded preceding and 1 preceding)) as m
  where coalesce(m.better_bytes, 0) < %(max_bytes)s
  order by m.score desc, m.create_time desc, m.session_key, m.seq desc
-
--- name: search_few
--- Of messages that are reached by their session's key, each document is made once, for matching and for counting.
-lateral (select m.*, recalld.searchable(m.role, m.content) as document
-           from recalld.message as m
-          where m.session_key = s.session_key
-         offset 0)
-
--- name: search_all
--- Messages of the whole namespace are reached by the full-text index.
-(select m.*, recalld.searchable(m.role, m.content) as document
-   from recalld.message as m)
-
--- name: in_session
-s.session_key = %(session_key)s
-
--- name: in_sessions_of_user
-s.user_id = %(user_id)s
-
--- name: in_namespace
-true
