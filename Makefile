@@ -12,6 +12,7 @@ INSTALLED := .venv/.installed
 
 # Where there is Go to build it. Elsewhere the tests that call it are skipped, and say so.
 GRPCURL_VERSION := v1.9.4
+GHZ_VERSION := v0.93.0
 LOCAL_GRPCURL := $(if $(shell command -v go 2>/dev/null),.tools/grpcurl)
 
 # Writes the stubs of every proto below the directory $(1), and the service config beside them.
@@ -20,7 +21,7 @@ protoc = PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=pr
 	cp protos/recall/v1/service_config.json $(1)/recall/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-faults test-postgres soak fuzz grpcurl interop lint types format generate stubs docs verify breaking released check clean
+.PHONY: help install run test test-faults test-postgres soak fuzz grpcurl interop lint types format generate stubs docs verify breaking released bench bench-quick check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,16 @@ fuzz: $(INSTALLED) ## Throw hostile input at the server for SECONDS=600, other i
 soak: SECONDS = 1200
 soak: $(INSTALLED) ## Run two servers under mixed load for SECONDS=1200, one killed now and then, and look for leaks
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
+
+bench: $(INSTALLED) .tools/ghz ## Measure recalld beside its references, and say which targets it meets
+	$(BIN)/python -m tests.bench $(ARGS)
+
+bench-quick: $(INSTALLED) .tools/ghz ## The same in under 3 minutes, with less to rely on
+	$(BIN)/python -m tests.bench --quick $(ARGS)
+
+.tools/ghz: Makefile
+	GOBIN="$$PWD/.tools" go install github.com/bojand/ghz/cmd/ghz@$(GHZ_VERSION)
+	@touch $@
 
 grpcurl: .tools/grpcurl ## Install grpcurl in .tools, which takes Go; `make test` does so where there is Go
 

@@ -1,0 +1,1 @@
+"""How fast recalld is, as ratios to references that are measured in the same run. `make bench`."""
