@@ -68,6 +68,8 @@ def run(site: Site, effort: Effort, names: tuple[str, ...]) -> Results:
         if name not in found["experiments"]:
             results.add(found, name, outcome)
             _CONSOLE.print(medians_table(name, found["experiments"][name]))
+            for note in outcome.notes:
+                _CONSOLE.print(note, markup=False)
         results.judge(found, target, outcome)
     return found
 

@@ -14,7 +14,7 @@ ADD: Final = "recall.v1.MemoryService/AddMemory"
 GET: Final = "recall.v1.MemoryService/GetMemory"
 
 # Seconds of each contender before anything counts: connections, prepared statements, caches.
-_WARM_UP: Final = 1.0
+WARM_UP: Final = 1.0
 
 
 def throughput(site: Site, effort: Effort) -> Outcome:
@@ -26,7 +26,7 @@ def throughput(site: Site, effort: Effort) -> Outcome:
     pgbench = Pgbench(site)
     contenders["pgbench append"] = pgbench.append
     for warm_up in contenders.values():
-        warm_up(_WARM_UP)
+        warm_up(WARM_UP)
     timed = {name: partial(contender, effort.seconds) for name, contender in contenders.items()}
     return Outcome(interleaved(timed, effort.rounds))
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from tests.bench import calls
-from tests.bench.rounds import Effort, Outcome, Value, ratio
+from tests.bench import calls, rivals
+from tests.bench.rounds import Effort, Outcome, Value, ratio, ratio_to_best
 from tests.bench.site import Site
 
 Experiment = Callable[[Site, Effort], Outcome]
@@ -61,5 +61,12 @@ TARGETS: Final = [
         calls.throughput,
         ratio("AddMemory", "pgbench append", "postgres_us"),
         at_most=0.50,
+    ),
+    Target(
+        "peers",
+        "AddMemory throughput / the fastest in-process peer's",
+        rivals.peers,
+        ratio_to_best("AddMemory", "peer ", "rate"),
+        at_least=2.0,
     ),
 ]
