@@ -16,16 +16,16 @@ from tests.bench.cpu import Tree
 from tests.bench.rounds import Effort, Figures, Outcome, interleaved
 from tests.bench.site import LAST_N, SESSIONS, WORKERS, Site
 
-_PROGRAMS: Final = Path(__file__).parent / "peers"
-_VENV: Final = Path(__file__).resolve().parents[2] / ".tools" / "peers"
+_ROOT: Final = Path(__file__).resolve().parents[2]
+_VENV: Final = _ROOT / ".tools" / "peers"
 
-# Programs by name, with their arguments. What is called a peer keeps a conversation so that one can read it back. For
-# information, the last does not: each checkpoint has one message, and those before it are in no later one.
+# Programs by name, with their arguments. What is called a peer is as an application has it: a graph is compiled with
+# one saver, which lets one thread at it at a time. For information, the last does without that.
 PEERS: Final = {
     "peer google-adk": ("google_adk",),
     "peer openai-agents": ("openai_agents",),
-    "peer langgraph-checkpoint": ("langgraph_checkpoint", str(LAST_N)),
-    "langgraph-checkpoint, 1 message": ("langgraph_checkpoint", "1"),
+    "peer langgraph-checkpoint": ("langgraph_checkpoint", "one saver", str(LAST_N)),
+    "langgraph-checkpoint, a saver a writer": ("langgraph_checkpoint", "a saver a writer", str(LAST_N)),
 }
 
 # Writers in each process. Which number is best for a peer is tried before anything counts.
@@ -104,11 +104,12 @@ def _running(site: Site, url: str, program: str, *arguments: str) -> Iterator[Pe
             share = [str(SESSIONS * number // WORKERS), str(SESSIONS * (number + 1) // WORKERS)]
             log = closing.enter_context((site.directory / f"{program}-{number}.log").open("w"))
             process = subprocess.Popen(
-                [python, _PROGRAMS / f"{program}.py", url, said, *share, *arguments],
+                [python, "-m", f"tests.bench.peers.{program}", url, said, *share, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                cwd=_ROOT,
             )
             closing.enter_context(process)
             closing.callback(process.kill)

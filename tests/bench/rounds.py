@@ -82,6 +82,22 @@ def ratio_to_best(contender: str, others: str, name: str) -> Value:
     return value
 
 
+def ratio_of_sizes(contender: str, name: str) -> Value:
+    """A contender's figure at the largest of its sizes over that at the smallest."""
+
+    def value(rounds: Rounds) -> list[float]:
+        sizes = [size for series, size in map(split, rounds) if series == contender and size is not None]
+        return ratio(f"{contender} @ {max(sizes)}", f"{contender} @ {min(sizes)}", name)(rounds)
+
+    return value
+
+
+def split(contender: str) -> tuple[str, int | None]:
+    """The series of a contender that is called `SERIES @ SIZE`, and the size."""
+    series, _, size = contender.partition(" @ ")
+    return series, int(size) if size else None
+
+
 def median(figures: Iterable[Figures], name: str) -> float:
     """The median of one figure over the rounds."""
     return statistics.median(one[name] for one in figures)

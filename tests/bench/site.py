@@ -85,7 +85,7 @@ class Site:
         finally:
             self.execute(f"drop database {name} with (force)")
 
-    def execute(self, statement: str, *values: Any) -> list[Any]:
+    def execute(self, statement: str, **values: Any) -> list[Any]:
         """The rows that a statement of the bench's own returns, if any."""
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             cursor = connection.execute(statement.encode(), values or None)

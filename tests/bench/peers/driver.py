@@ -1,7 +1,8 @@
 """What the programs of peers have in common: appending for a while when told to, on stdin, by so many at a time.
 
 A program is started with a libpq connection string, a file of texts in JSON, and the first and the end of the numbers
-of the sessions that are its own, and perhaps arguments. It says `ready`, then answers each line `WRITERS SECONDS` with a line of JSON.
+of the sessions that are its own, and perhaps arguments. It says `ready`, then answers each line `WRITERS SECONDS` with
+one of JSON.
 """
 
 from __future__ import annotations

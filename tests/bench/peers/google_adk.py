@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from driver import MOST_WRITERS, Share, answer_async
 from google.adk.events import Event
 from google.adk.sessions import DatabaseSessionService
 from google.genai.types import Content, Part
+
+from tests.bench.peers.driver import MOST_WRITERS, Share, answer_async
 
 _WHERE: dict[str, Any] = {"app_name": "bench", "user_id": "user"}
 

@@ -1,8 +1,9 @@
 """langgraph-checkpoint-postgres: PostgresSaver.put of a checkpoint whose only channel holds the last N messages.
 
 That is how a graph keeps a conversation: the channel is written anew at each step, here trimmed to its last messages,
-which are dicts, the cheapest there is. A put writes the channel's blob and the checkpoint in one pipeline. A saver lets
-one thread at it at a time, so each writer has a saver and a connection of its own.
+which are dicts, the cheapest there is. A put writes the channel's blob and the checkpoint in one pipeline.
+
+Arguments: whether writers share `one saver`, as all that use a graph do, or have `a saver a writer`; and N.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections import deque
 from itertools import count
 
 import psycopg
-from driver import Append, Share, answer
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.checkpoint.postgres import PostgresSaver
 from psycopg.rows import dict_row
+
+from tests.bench.peers.driver import Append, Share, answer
 
 _Messages = deque[dict[str, str]]
 
@@ -23,14 +25,20 @@ _Messages = deque[dict[str, str]]
 def _main() -> None:
     share = Share()
     steps = count(1)
-    kept: dict[int, _Messages] = {number: deque(maxlen=int(share.arguments[0])) for number in share.sessions}
-    answer(share, lambda: _appender(share.url, steps, kept))
+    savers, last_n = share.arguments
+    kept: dict[int, _Messages] = {number: deque(maxlen=int(last_n)) for number in share.sessions}
+    shared = _saver(share.url)
+    shared.setup()
+    one = savers == "one saver"
+    answer(share, lambda: _appender(shared if one else _saver(share.url), steps, kept))
 
 
-def _appender(url: str, steps: count[int], kept: dict[int, _Messages]) -> Append:
-    # As PostgresSaver.from_conn_string connects.
-    saver = PostgresSaver(psycopg.connect(url, autocommit=True, prepare_threshold=0, row_factory=dict_row))
-    saver.setup()
+def _saver(url: str) -> PostgresSaver:
+    """As PostgresSaver.from_conn_string connects it."""
+    return PostgresSaver(psycopg.connect(url, autocommit=True, prepare_threshold=0, row_factory=dict_row))
+
+
+def _appender(saver: PostgresSaver, steps: count[int], kept: dict[int, _Messages]) -> Append:
 
     def append(number: int, text: str) -> None:
         messages = kept[number]

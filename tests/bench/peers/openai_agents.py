@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 
 from agents.extensions.memory import SQLAlchemySession
-from driver import MOST_WRITERS, Share, answer_async
 from sqlalchemy.ext.asyncio import create_async_engine
+
+from tests.bench.peers.driver import MOST_WRITERS, Share, answer_async
 
 
 async def _main() -> None:

@@ -1,0 +1,83 @@
+"""Writing beyond one message to one of many sessions: one hot session, a hundred messages a call, and what it takes up."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import psycopg
+
+from tests.bench.calls import ADD, WARM_UP
+from tests.bench.rounds import Effort, Figures, Outcome, interleaved
+from tests.bench.site import Site, added, serving
+
+_HOT = "hot"
+_BATCH = 100
+
+
+def hot_session(site: Site, effort: Effort) -> Outcome:
+    """All writers on one session, and spread over all. Raises AssertionError unless every message is there, in order."""
+    site.write(_HOT, [added(_HOT, [text]) for text in site.texts])
+    spread = partial(site.call, site.recalld, ADD, "AddMemory")
+    hot = partial(site.call, site.recalld, ADD, _HOT)
+    answered = sum(warm_up(seconds=WARM_UP)["calls"] for warm_up in (spread, hot)[1:])
+    spread(seconds=WARM_UP)
+    rounds = interleaved(
+        {"spread": partial(spread, seconds=effort.seconds), "one session": partial(hot, seconds=effort.seconds)},
+        effort.rounds,
+    )
+    answered += sum(figures["calls"] for figures in rounds["one session"])
+    [(stored, first, last, last_seq, count)] = site.execute(
+        """
+        select count(*), min(m.seq), max(m.seq), min(s.last_seq), min(s.message_count)
+          from recalld.message as m
+          join recalld.session as s using (session_key)
+         where s.session_id = %(session)s
+        """,
+        session=_HOT,
+    )
+    assert stored == answered, f"{answered:.0f} calls were answered, {stored} messages are there"
+    assert (first, last, last_seq, count) == (1, stored, stored, stored), "seq is not dense"
+    return Outcome(rounds, [f"nothing lost: {stored:,} calls answered, seq 1 to {last:,} there"])
+
+
+def batches(site: Site, effort: Effort) -> Outcome:
+    """One message a call, and a hundred. A call of a hundred is a hundred messages: `messages` a second."""
+    texts = site.texts
+    site.write(
+        "batches",
+        [
+            added(f"batch-{number}", [texts[(number * _BATCH + place) % len(texts)] for place in range(_BATCH)])
+            for number in range(len(texts))
+        ],
+    )
+
+    def measure(requests: str, size: int, seconds: float) -> Figures:
+        figures = site.call(site.recalld, ADD, requests, seconds=seconds)
+        return figures | {"messages": figures["rate"] * size}
+
+    one, hundred = partial(measure, "AddMemory", 1), partial(measure, "batches", _BATCH)
+    one(WARM_UP)
+    hundred(WARM_UP)
+    timed = {"1 a call": partial(one, effort.seconds), "100 a call": partial(hundred, effort.seconds)}
+    return Outcome(interleaved(timed, effort.rounds))
+
+
+def disk(site: Site, effort: Effort) -> Outcome:
+    """What messages take up in an empty database, written one a call, after a VACUUM."""
+    with site.database("disk") as url, serving("recalld", site.directory, url) as server:
+        empty = _size(url)
+        written = site.call(server, ADD, "AddMemory", most=effort.messages)["calls"]
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("vacuum recalld.message")
+        size = _size(url)
+    content = len(site.texts[0])
+    beyond = (size - empty) / written - content
+    return Outcome({"disk": [{"messages": written, "bytes_each": beyond + content, "beyond_content": beyond}]})
+
+
+def _size(url: str) -> int:
+    """Bytes of the table of messages with its indexes."""
+    with psycopg.connect(url) as connection:
+        row = connection.execute("select pg_total_relation_size('recalld.message')").fetchone()
+        assert row is not None
+        return int(row[0])
