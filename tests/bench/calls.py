@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from tests.bench.pgbench import Pgbench
 from tests.bench.rounds import Effort, Figures, Outcome, interleaved
@@ -40,9 +40,9 @@ def _call(site: Site, server: Server, method: str, requests: str, seconds: float
 
 def calls_in_flight(site: Site, effort: Effort) -> Outcome:
     """The curve: AddMemory, GetMemory and the echo of AddMemory with 1, 2, 4 … 128 calls in flight."""
-    contenders = {}
+    contenders: dict[str, Callable[[], Figures]] = {}
     for calls in _IN_FLIGHT:
-        bounds = {"calls": calls, "seconds": effort.seconds / 2}
+        bounds: dict[str, Any] = {"calls": calls, "seconds": effort.seconds / 2}
         contenders |= {
             f"AddMemory @ {calls}": partial(site.call, site.recalld, ADD, "AddMemory", **bounds),
             f"GetMemory @ {calls}": partial(site.call, site.recalld, GET, "GetMemory", **bounds),
