@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,7 @@ import click
 from rich.console import Console
 
 from tests.bench import load, results
+from tests.bench.chart import draw
 from tests.bench.results import Results
 from tests.bench.rounds import FULL, QUICK, Effort, Outcome
 from tests.bench.site import Site, site
@@ -36,6 +38,8 @@ def main(
     known = [*(target.name for target in TARGETS), *(curve.__name__ for curve in CURVES)]
     if unknown := set(only) - set(known):
         raise click.UsageError(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if chart_file and find_spec("matplotlib") is None:
+        raise click.UsageError("no matplotlib to draw with: pip install -c constraints.txt -e '.[bench]'")
     if not load.is_there():
         raise click.UsageError("no ghz to make the load: install Go, then `make .tools/ghz`")
     effort = QUICK if quick else FULL
@@ -45,6 +49,8 @@ def main(
     with site() as made:
         found = run(made, effort, only or tuple(known))
     found["seconds"] = round(time.monotonic() - begun)
+    if chart_file:
+        draw(found, chart_file)
     if json_file:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
     _CONSOLE.print(targets_table(found))

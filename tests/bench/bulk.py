@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Final
 
 from tests.bench.site import Site
+
+# All of the many sessions were created before that.
+END: Final = datetime(2001, 1, 1, tzinfo=UTC)
 
 # Messages that one call of recalld.append takes.
 _BATCH: Final = 1000

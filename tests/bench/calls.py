@@ -13,9 +13,6 @@ from tests.bench.site import Server, Site
 ADD: Final = "recall.v1.MemoryService/AddMemory"
 GET: Final = "recall.v1.MemoryService/GetMemory"
 
-# How many calls are in flight at the points of the curve.
-_IN_FLIGHT: Final = (1, 2, 4, 8, 16, 32, 64, 128)
-
 # Seconds of each contender before anything counts: connections, prepared statements, caches.
 WARM_UP: Final = 1.0
 
@@ -39,13 +36,13 @@ def _call(site: Site, server: Server, method: str, requests: str, seconds: float
 
 
 def calls_in_flight(site: Site, effort: Effort) -> Outcome:
-    """The curve: AddMemory, GetMemory and the echo of AddMemory with 1, 2, 4 … 128 calls in flight."""
+    """The curve: AddMemory, GetMemory and the echo of AddMemory with more and more calls in flight."""
     contenders: dict[str, Callable[[], Figures]] = {}
-    for calls in _IN_FLIGHT:
+    for calls in effort.in_flight:
         bounds: dict[str, Any] = {"calls": calls, "seconds": effort.seconds / 2}
         contenders |= {
             f"AddMemory @ {calls}": partial(site.call, site.recalld, ADD, "AddMemory", **bounds),
             f"GetMemory @ {calls}": partial(site.call, site.recalld, GET, "GetMemory", **bounds),
             f"AddMemory echo @ {calls}": partial(site.call, site.echo, ADD, "AddMemory", **bounds),
         }
-    return Outcome(interleaved(contenders, max(1, effort.rounds // 2)))
+    return Outcome(interleaved(contenders, effort.few))

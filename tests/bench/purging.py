@@ -39,17 +39,17 @@ def purge(site: Site, effort: Effort) -> Outcome:
         "Purge": partial(_purged, site, count),
         "psql delete": partial(_deleted, site, count),
     }
-    return Outcome(interleaved(contenders, effort.rounds))
+    return Outcome(interleaved(contenders, effort.few))
 
 
 def purge_under_load(site: Site, effort: Effort) -> Outcome:
-    """AddMemory alone, and for as long as a Purge runs."""
+    """AddMemory alone, and while a Purge runs."""
     site.call(site.recalld, ADD, "AddMemory", seconds=WARM_UP)
     contenders = {
         "before": partial(_writing, site, effort),
         "meanwhile": partial(_writing_meanwhile, site, effort),
     }
-    return Outcome(interleaved(contenders, effort.rounds))
+    return Outcome(interleaved(contenders, effort.few))
 
 
 def _purged(site: Site, count: int) -> Figures:
@@ -83,13 +83,13 @@ def _deleted(site: Site, count: int) -> Figures:
 
 
 def _writing(site: Site, effort: Effort) -> Figures:
-    return site.call(site.recalld, ADD, "AddMemory", seconds=effort.seconds / 2)
+    return site.call(site.recalld, ADD, "AddMemory", seconds=effort.seconds)
 
 
 def _writing_meanwhile(site: Site, effort: Effort) -> Figures:
     sessions = [f"purge-{uuid4()}" for _ in range(_SESSIONS)]
     for session in sessions:
-        bulk.fill(site, session, effort.many // _SESSIONS)
+        bulk.fill(site, session, effort.many // _PART // _SESSIONS)
     bulk.settle(site)
     for session in sessions:
         site.client.sessions.DeleteSession(DeleteSessionRequest(session_id=session))
@@ -103,6 +103,6 @@ def _writing_meanwhile(site: Site, effort: Effort) -> Figures:
 
     purging = threading.Thread(target=purge)
     purging.start()
-    figures = site.call(site.recalld, ADD, "AddMemory", until=over)
+    figures = site.call(site.recalld, ADD, "AddMemory", seconds=effort.seconds, until=over)
     purging.join()
     return figures

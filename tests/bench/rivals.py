@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,9 +28,6 @@ PEERS: Final = {
     "langgraph-checkpoint, a saver a writer": ("langgraph_checkpoint", "a saver a writer", str(LAST_N)),
 }
 
-# Writers in each process. Which number is best for a peer is tried before anything counts.
-_WRITERS: Final = (4, 16, 32)
-
 
 class PeerError(Exception):
     """A peer does not run; the text says why, in one line."""
@@ -45,10 +42,10 @@ class Peer:
         self._trees = [Tree(process.pid) for process, _ in programs]
         self.writers = 0
 
-    def find_best(self) -> None:
+    def find_best(self, choice: Sequence[int]) -> None:
         """Settles on the number of writers that appends the most."""
-        self.append(_WRITERS[0], WARM_UP)
-        self.writers = max(_WRITERS, key=lambda writers: self.append(writers, WARM_UP)["rate"])
+        self.append(choice[0], WARM_UP)
+        self.writers = max(choice, key=lambda writers: self.append(writers, WARM_UP)["rate"])
 
     def append(self, writers: int, seconds: float) -> Figures:
         """Appends for so long, with so many writers in each process. The client's CPU is in the server's place."""
@@ -82,7 +79,7 @@ def peers(site: Site, effort: Effort) -> Outcome:
             try:
                 url = closing.enter_context(site.database(f"peer_{number}"))
                 peer = closing.enter_context(_running(site, url, *program))
-                peer.find_best()
+                peer.find_best(effort.writers)
             except PeerError as error:
                 notes.append(f"{name}: {error}")
                 continue

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from recall.v1.memory_pb2 import GetMemoryRequest
 from recall.v1.session_pb2 import DeleteSessionRequest, ListSessionsRequest
@@ -25,7 +25,7 @@ _SHORT_SESSIONS: Final = 20
 _CALLS: Final = 200
 
 # Deletions of one round. Each is undone, outside the time.
-_DELETIONS: Final = 10
+_DELETIONS: Final = 5
 
 _PAGE: Final = 100
 
@@ -33,7 +33,7 @@ _PAGE: Final = 100
 def lengths(site: Site, effort: Effort) -> Outcome:
     """AddMemory and GetMemory of sessions of 100 to a million messages."""
     sessions = {SHORT: [f"short-{number}" for number in range(_SHORT_SESSIONS)]}
-    sessions |= {length: [f"long-{length}"] for length in _steps(10 * SHORT, effort.many)}
+    sessions |= {length: [f"long-{length}"] for length in _steps(SHORT, effort)[1:]}
     for length, names in sessions.items():
         for name in names:
             bulk.fill(site, name, length - LAST_N)
@@ -54,19 +54,19 @@ def lengths(site: Site, effort: Effort) -> Outcome:
 def counts(site: Site, effort: Effort) -> Outcome:
     """AddMemory, GetMemory and a page of sessions where there are more and more sessions; then the last page of all."""
     rounds: Rounds = {}
-    for count in _steps(1000, effort.many):
+    for count in _steps(1000, effort):
         bulk.sessions(site, count)
         names = [f"many-{1 + number * 7919 % count}" for number in range(1000)]
         site.write("many-add", [added(name, [text]) for name, text in zip(names, site.texts, strict=True)])
         site.write("many-get", [GetMemoryRequest(session_id=name, last_n=LAST_N) for name in names])
-        site.write("first-page", [ListSessionsRequest(page_size=_PAGE)])
+        site.write("first-page", [_page(site, "", _PAGE)])
         contenders = {
             f"AddMemory @ {count}": partial(_one_by_one, site, ADD, "many-add"),
             f"GetMemory @ {count}": partial(_one_by_one, site, GET, "many-get"),
             f"first page @ {count}": partial(_one_by_one, site, LIST, "first-page"),
         }
         if count == effort.many:
-            site.write("last-page", [ListSessionsRequest(page_size=_PAGE, page_token=_last_page(site))])
+            site.write("last-page", [_page(site, _last_page(site), _PAGE)])
             contenders["last page"] = partial(_one_by_one, site, LIST, "last-page")
             contenders["first page"] = contenders[f"first page @ {count}"]
         interleaved(contenders, 1)
@@ -85,11 +85,11 @@ def deletion(site: Site, effort: Effort) -> Outcome:
     return Outcome(interleaved(contenders, effort.rounds))
 
 
-def _steps(first: int, last: int) -> list[int]:
-    """Powers of ten times the first, up to the last."""
+def _steps(first: int, effort: Effort) -> list[int]:
+    """Sizes from the first to the largest."""
     steps = [first]
-    while steps[-1] < last:
-        steps.append(min(last, steps[-1] * 10))
+    while steps[-1] < effort.many:
+        steps.append(min(effort.many, steps[-1] * effort.step))
     return steps
 
 
@@ -107,14 +107,20 @@ def _deletions(site: Site, session: str) -> Figures:
     return {"p50_ms": statistics.median(took) * 1e3}
 
 
+def _page(site: Site, token: str, size: int) -> ListSessionsRequest:
+    """A page of the many sessions, and of no others."""
+    request = ListSessionsRequest(page_size=size, page_token=token)
+    request.filter.create_time_to.FromDatetime(bulk.END)
+    return request
+
+
 def _last_page(site: Site) -> str:
-    """The token of a full last page."""
-
-    def page(token: str, size: int) -> Any:
-        return site.client.sessions.ListSessions(ListSessionsRequest(page_size=size, page_token=token))
-
-    token, following = "", page("", 1000).next_page_token
+    """The token of a last page that is as full as any."""
+    token, following = "", _next(site, "", 1000)
     while following:
-        token, following = following, page(following, 1000).next_page_token
-    rest = len(page(token, 1000).sessions)
-    return str(page(token, rest - _PAGE).next_page_token) if rest > _PAGE else token
+        token, following = following, _next(site, following, 1000)
+    return _next(site, token, 1000 - _PAGE)
+
+
+def _next(site: Site, token: str, size: int) -> str:
+    return site.client.sessions.ListSessions(_page(site, token, size)).next_page_token

@@ -42,14 +42,7 @@ def hot_session(site: Site, effort: Effort) -> Outcome:
 
 def batches(site: Site, effort: Effort) -> Outcome:
     """One message a call, and a hundred. A call of a hundred is a hundred messages: `messages` a second."""
-    texts = site.texts
-    site.write(
-        "batches",
-        [
-            added(f"batch-{number}", [texts[(number * _BATCH + place) % len(texts)] for place in range(_BATCH)])
-            for number in range(len(texts))
-        ],
-    )
+    _write_batches(site, _BATCH)
 
     def measure(requests: str, size: int, seconds: float) -> Figures:
         figures = site.call(site.recalld, ADD, requests, seconds=seconds)
@@ -63,16 +56,29 @@ def batches(site: Site, effort: Effort) -> Outcome:
 
 
 def disk(site: Site, effort: Effort) -> Outcome:
-    """What messages take up in an empty database, written one a call, after a VACUUM."""
+    """What messages take up in an empty database, after a VACUUM."""
     with site.database("disk") as url, serving("recalld", site.directory, url) as server:
         empty = _size(url)
-        written = site.call(server, ADD, "AddMemory", most=effort.messages)["calls"]
+        _write_batches(site, effort.batch)
+        written = site.call(server, ADD, "batches", most=effort.messages // effort.batch)["calls"] * effort.batch
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("vacuum recalld.message")
         size = _size(url)
     content = len(site.texts[0])
     beyond = (size - empty) / written - content
     return Outcome({"disk": [{"messages": written, "bytes_each": beyond + content, "beyond_content": beyond}]})
+
+
+def _write_batches(site: Site, size: int) -> None:
+    """Requests of so many messages each, to every session."""
+    texts = site.texts
+    site.write(
+        "batches",
+        [
+            added(f"batch-{number}", [texts[(number * size + place) % len(texts)] for place in range(size)])
+            for number in range(len(texts))
+        ],
+    )
 
 
 def _size(url: str) -> int:
