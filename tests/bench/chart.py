@@ -75,8 +75,8 @@ def _draw_panel(axes: Any, panel: Panel, lines: dict[str, list[tuple[int, float,
         axes.plot(sizes, medians, marker="o", markersize=4, linewidth=1.8, color=colour, label=name)
         axes.fill_between(sizes, lows, highs, color=colour, alpha=0.18, linewidth=0)
     if lines:
-        sizes = sorted({point[0] for points in lines.values() for point in points})
-        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        ticks = sorted({point[0] for points in lines.values() for point in points})
+        axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.minorticks_off()
         axes.legend(frameon=False)
     if panel.figure != "p99_ms":

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import statistics
 import subprocess
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -33,14 +33,40 @@ class PeerError(Exception):
     """A peer does not run; the text says why, in one line."""
 
 
+class Program:
+    """A process that is told what to do in lines, and answers in lines."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self.tree = Tree(process.pid)
+        self._process = process
+        self._log = log
+
+    def tell(self, *words: object) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # `answer` says why
+            print(*words, file=self._process.stdin, flush=True)
+
+    def answer(self) -> str:
+        """The next line. Raises PeerError with its last words when it has ended."""
+        assert self._process.stdout is not None
+        if line := self._process.stdout.readline():
+            return line
+        lines = [line for line in self._log.read_text(errors="replace").splitlines() if line.strip()]
+        raise PeerError(lines[-1] if lines else f"ended with status {self._process.wait()}")
+
+
 class Peer:
     """A peer's processes: as many as recalld has workers, each with a share of the sessions."""
 
-    def __init__(self, site: Site, programs: list[tuple[subprocess.Popen[str], Path]]) -> None:
+    def __init__(self, site: Site, programs: list[Program]) -> None:
+        if not programs:
+            raise PeerError("not installed: `make .tools/peers/installed` does it")
         self._site = site
         self._programs = programs
-        self._trees = [Tree(process.pid) for process, _ in programs]
         self.writers = 0
+        for program in programs:  # one after the other: the first makes tables
+            program.tell("go")
+            program.answer()
 
     def find_best(self, choice: Sequence[int]) -> None:
         """Settles on the number of writers that appends the most."""
@@ -49,13 +75,11 @@ class Peer:
 
     def append(self, writers: int, seconds: float) -> Figures:
         """Appends for so long, with so many writers in each process. The client's CPU is in the server's place."""
-        before = sum(tree.seconds() for tree in self._trees), self._site.postgres.seconds()
-        for process, _ in self._programs:
-            assert process.stdin is not None
-            print(writers, seconds, file=process.stdin, flush=True)
-        reports = [json.loads(_line(process, log)) for process, log in self._programs]
-        used = sum(tree.seconds() for tree in self._trees) - before[0]
-        postgres = self._site.postgres.seconds() - before[1]
+        before = self._cpu(), self._site.postgres.seconds()
+        for program in self._programs:
+            program.tell(writers, seconds)
+        reports = [json.loads(program.answer()) for program in self._programs]
+        used, postgres = self._cpu() - before[0], self._site.postgres.seconds() - before[1]
         took = [one for report in reports for one in report["took"]]
         percentiles = statistics.quantiles(took, n=100)
         return {
@@ -68,56 +92,60 @@ class Peer:
             "calls": len(took),
         }
 
+    def _cpu(self) -> float:
+        return sum(program.tree.seconds() for program in self._programs)
+
 
 def peers(site: Site, effort: Effort) -> Outcome:
     """AddMemory over the network, and each peer's append of the same messages, without one."""
     notes = []
     with ExitStack() as closing:
+        # Importing their packages takes some of them longer than a round, so all begin with that now.
+        started = {
+            name: _start(site, closing, number, *program)
+            for number, (name, program) in enumerate(PEERS.items())
+            if name.startswith("peer") or effort.name == "full"
+        }
         contenders = {"AddMemory": partial(site.call, site.recalld, ADD, "AddMemory", seconds=effort.seconds)}
-        contenders["AddMemory"]()
-        for number, (name, program) in enumerate(PEERS.items()):
+        for name, programs in started.items():
             try:
-                url = closing.enter_context(site.database(f"peer_{number}"))
-                peer = closing.enter_context(_running(site, url, *program))
+                peer = Peer(site, programs)
                 peer.find_best(effort.writers)
             except PeerError as error:
                 notes.append(f"{name}: {error}")
                 continue
             notes.append(f"{name}: {peer.writers} writers in each of {WORKERS} processes")
             contenders[name] = partial(peer.append, peer.writers, effort.seconds)
+        contenders["AddMemory"]()
         return Outcome(interleaved(contenders, effort.rounds), notes)
 
 
-@contextmanager
-def _running(site: Site, url: str, program: str, *arguments: str) -> Iterator[Peer]:
+def _start(site: Site, closing: ExitStack, peer: int, program: str, *arguments: str) -> list[Program]:
+    """A program in as many processes as recalld has workers, on a database of its own."""
     python = _VENV / "bin" / "python"
     if not python.exists():
-        raise PeerError("not installed: `make .tools/peers` does it")
-    said = site.directory / "texts.json"
-    said.write_text(json.dumps(site.texts))
-    with ExitStack() as closing:
-        programs = []
-        for number in range(WORKERS):
-            share = [str(SESSIONS * number // WORKERS), str(SESSIONS * (number + 1) // WORKERS)]
-            log = closing.enter_context((site.directory / f"{program}-{number}.log").open("w"))
+        return []
+    url = closing.enter_context(site.database(f"peer_{peer}"))
+    texts = site.directory / "texts.json"
+    texts.write_text(json.dumps(site.texts))
+    programs = []
+    for number in range(WORKERS):
+        share = [str(SESSIONS * number // WORKERS), str(SESSIONS * (number + 1) // WORKERS)]
+        log = site.directory / f"peer-{peer}-{number}.log"
+        with log.open("w") as stderr:
             process = subprocess.Popen(
-                [python, "-m", f"tests.bench.peers.{program}", url, said, *share, *arguments],
+                [python, "-m", f"tests.bench.peers.{program}", url, texts, *share, *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=stderr,
                 text=True,
                 cwd=_ROOT,
             )
-            closing.enter_context(process)
-            closing.callback(process.kill)
-            _line(process, Path(log.name))  # one after the other: they make tables
-            programs.append((process, Path(log.name)))
-        yield Peer(site, programs)
+        closing.callback(_end, process)
+        programs.append(Program(process, log))
+    return programs
 
 
-def _line(process: subprocess.Popen[str], log: Path) -> str:
-    assert process.stdout is not None
-    if line := process.stdout.readline():
-        return line
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    raise PeerError(lines[-1] if lines else f"ended with status {process.wait()}")
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.communicate()

@@ -119,10 +119,24 @@ def ratio_of_sizes(contender: str, name: str) -> Value:
     """A contender's figure at the largest of its sizes over that at the smallest."""
 
     def value(rounds: Rounds) -> list[float]:
-        sizes = [size for series, size in map(split, rounds) if series == contender and size is not None]
+        sizes = _sizes(rounds, contender)
         return ratio(f"{contender} @ {max(sizes)}", f"{contender} @ {min(sizes)}", name)(rounds)
 
     return value
+
+
+def at_largest(above: str, below: str, name: str) -> Value:
+    """One contender's figure over the other's, at the largest size of the first."""
+
+    def value(rounds: Rounds) -> list[float]:
+        largest = max(_sizes(rounds, above))
+        return ratio(f"{above} @ {largest}", f"{below} @ {largest}", name)(rounds)
+
+    return value
+
+
+def _sizes(rounds: Rounds, contender: str) -> list[int]:
+    return [size for series, size in map(split, rounds) if series == contender and size is not None]
 
 
 def split(contender: str) -> tuple[str, int | None]:

@@ -67,8 +67,7 @@ def counts(site: Site, effort: Effort) -> Outcome:
         }
         if count == effort.many:
             site.write("last-page", [_page(site, _last_page(site), _PAGE)])
-            contenders["last page"] = partial(_one_by_one, site, LIST, "last-page")
-            contenders["first page"] = contenders[f"first page @ {count}"]
+            contenders[f"last page @ {count}"] = partial(_one_by_one, site, LIST, "last-page")
         interleaved(contenders, 1)
         rounds |= interleaved(contenders, effort.rounds)
     return Outcome(rounds)

@@ -58,15 +58,14 @@ def batches(site: Site, effort: Effort) -> Outcome:
 def disk(site: Site, effort: Effort) -> Outcome:
     """What messages take up in an empty database, after a VACUUM."""
     with site.database("disk") as url, serving("recalld", site.directory, url) as server:
-        empty = _size(url)
+        empty = _sizes(url)
         _write_batches(site, effort.batch)
         written = site.call(server, ADD, "batches", most=effort.messages // effort.batch)["calls"] * effort.batch
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("vacuum recalld.message")
-        size = _size(url)
-    content = len(site.texts[0])
-    beyond = (size - empty) / written - content
-    return Outcome({"disk": [{"messages": written, "bytes_each": beyond + content, "beyond_content": beyond}]})
+        each = {name: (size - empty[name]) / written for name, size in _sizes(url).items()}
+    beyond = sum(each.values()) - len(site.texts[0])
+    return Outcome({"disk": [{"messages": written, "beyond_content": beyond, **each}]})
 
 
 def _write_batches(site: Site, size: int) -> None:
@@ -81,9 +80,17 @@ def _write_batches(site: Site, size: int) -> None:
     )
 
 
-def _size(url: str) -> int:
-    """Bytes of the table of messages with its indexes."""
+def _sizes(url: str) -> dict[str, int]:
+    """Bytes of the table of messages, what is kept beside it included, and of each of its indexes."""
     with psycopg.connect(url) as connection:
-        row = connection.execute("select pg_total_relation_size('recalld.message')").fetchone()
-        assert row is not None
-        return int(row[0])
+        return dict(
+            connection.execute(
+                """
+                select 'message', pg_table_size('recalld.message')
+                 union all
+                select i.indexrelid::regclass::text, pg_relation_size(i.indexrelid)
+                  from pg_index as i
+                 where i.indrelid = 'recalld.message'::regclass
+                """
+            ).fetchall()
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,17 @@ from recall.v1.memory_pb2 import AddMemoryRequest
 from tests.bench import load, pgbench, results
 from tests.bench.chart import PANELS, draw, series
 from tests.bench.report import report
-from tests.bench.rounds import Outcome, Rounds, interleaved, medians, ratio, ratio_of_sizes, ratio_to_best
+from tests.bench.rounds import (
+    Figures,
+    Outcome,
+    Rounds,
+    at_largest,
+    interleaved,
+    medians,
+    ratio,
+    ratio_of_sizes,
+    ratio_to_best,
+)
 from tests.bench.targets import CURVES, TARGETS, Target
 from tests.bench.texts import SIZE, _cut, _generated, texts
 
@@ -106,10 +117,11 @@ def test_pgbench_sees_no_variable_in_a_text() -> None:
 def test_contenders_take_turns() -> None:
     turns: list[str] = []
 
-    def contender(name: str) -> Any:
-        return lambda: turns.append(name) or {"rate": float(len(turns))}
+    def measure(name: str) -> Figures:
+        turns.append(name)
+        return {"rate": float(len(turns))}
 
-    measured = interleaved({"a": contender("a"), "b": contender("b")}, 2)
+    measured = interleaved({"a": partial(measure, "a"), "b": partial(measure, "b")}, 2)
     assert turns == ["a", "b", "a", "b"]
     assert measured == {"a": [{"rate": 1}, {"rate": 3}], "b": [{"rate": 2}, {"rate": 4}]}
 
@@ -133,6 +145,7 @@ def test_the_best_is_who_has_the_best_median() -> None:
 
 def test_sizes_are_compared_as_numbers() -> None:
     assert ratio_of_sizes("ours", "rate")(_ROUNDS) == [1.5]
+    assert at_largest("ours", "theirs", "rate")(_ROUNDS | {"theirs @ 100": [{"rate": 2.0}]}) == [1.5]
 
 
 def test_a_median_is_over_the_rounds() -> None:
@@ -173,10 +186,9 @@ def test_texts_have_their_size_and_differ() -> None:
 # --- results
 
 
-def _target(name: str, **bounds: float) -> Target:
-    return Target(
-        name, f"what {name} is", lambda _site, _effort: Outcome({}), ratio("ours", "peer b", "rate"), **bounds
-    )
+def _target(name: str, at_least: float | None = None, at_most: float | None = None) -> Target:
+    value = ratio("ours", "peer b", "rate")
+    return Target(name, f"what {name} is", lambda _site, _effort: Outcome({}), value, at_least, at_most)
 
 
 def _results() -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """What the programs of peers have in common: appending for a while when told to, on stdin, by so many at a time.
 
 A program is started with a libpq connection string, a file of texts in JSON, and the first and the end of the numbers
-of the sessions that are its own, and perhaps arguments. It says `ready`, then answers each line `WRITERS SECONDS` with
-one of JSON.
+of the sessions that are its own, and perhaps arguments. On a first line it makes its tables, or finds them, and says
+`ready`; then it answers each line `WRITERS SECONDS` with one of JSON.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Share:
     """What the program was started with."""
 
     def __init__(self) -> None:
+        sys.stdin.readline()
         self.url, texts, first, end, *self.arguments = sys.argv[1:]
         self.sessions = range(int(first), int(end))
         self._texts: list[str] = json.loads(Path(texts).read_text())
