@@ -69,6 +69,7 @@ def _draw_panel(axes: Any, panel: Panel, lines: dict[str, list[tuple[int, float,
     axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y, xscale="log")
     if panel.figure == "p99_ms":
         axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:,g}")
     for name, points in lines.items():
         sizes, medians, lows, highs = zip(*points, strict=True)
         colour = _COLOURS.get(name, _INK)
