@@ -7,11 +7,14 @@ from functools import partial
 import psycopg
 
 from tests.bench.calls import ADD, WARM_UP
-from tests.bench.rounds import Effort, Figures, Outcome, interleaved
+from tests.bench.rounds import FULL, Effort, Figures, Outcome, interleaved
 from tests.bench.site import Site, added, serving
 
 _HOT = "hot"
 _BATCH = 100
+
+# Until it is merged, what is new of the full-text index waits in pages of its own, which stay with the index.
+_TOO_FEW = "so few messages say little: the pages in which the full-text index collects new ones outweigh the rest"
 
 
 def hot_session(site: Site, effort: Effort) -> Outcome:
@@ -65,7 +68,8 @@ def disk(site: Site, effort: Effort) -> Outcome:
             connection.execute("vacuum recalld.message")
         each = {name: (size - empty[name]) / written for name, size in _sizes(url).items()}
     beyond = sum(each.values()) - len(site.texts[0])
-    return Outcome({"disk": [{"messages": written, "beyond_content": beyond, **each}]})
+    notes = [_TOO_FEW] if written < FULL.messages else []
+    return Outcome({"disk": [{"messages": written, "beyond_content": beyond, **each}]}, notes)
 
 
 def _write_batches(site: Site, size: int) -> None:
