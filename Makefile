@@ -15,13 +15,15 @@ GRPCURL_VERSION := v1.9.4
 GHZ_VERSION := v0.93.0
 LOCAL_GRPCURL := $(if $(shell command -v go 2>/dev/null),.tools/grpcurl)
 
+BENCH := $(INSTALLED) .tools/ghz .tools/chart .tools/peers/installed
+
 # Writes the stubs of every proto below the directory $(1), and the service config beside them.
 protoc = PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=protos \
 	--python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTOS) && \
 	cp protos/recall/v1/service_config.json $(1)/recall/v1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-faults test-postgres test-citus soak fuzz grpcurl interop lint types format generate stubs docs verify breaking released bench bench-quick check clean
+.PHONY: help install run test test-faults test-postgres test-citus soak fuzz grpcurl interop lint types format generate stubs docs verify breaking released bench bench-quick guard check clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,14 +61,27 @@ soak: SECONDS = 1200
 soak: $(INSTALLED) ## Run two servers under mixed load for SECONDS=1200, one killed now and then, and look for leaks
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
-bench: $(INSTALLED) .tools/ghz ## Measure recalld beside its references, and say which targets it meets
+bench: $(BENCH) ## Measure recalld beside its references, and say which targets it meets (25 minutes)
 	$(BIN)/python -m tests.bench $(ARGS)
 
-bench-quick: $(INSTALLED) .tools/ghz ## The same in under 3 minutes, with less to rely on
+bench-quick: $(BENCH) ## The same in under 3 minutes, with less to rely on
 	$(BIN)/python -m tests.bench --quick $(ARGS)
+
+guard: $(INSTALLED) .tools/ghz ## Check that a call takes the server no more CPU than it may, beside an empty one
+	$(BIN)/python -m pytest -m guard $(ARGS)
 
 .tools/ghz: Makefile
 	GOBIN="$$PWD/.tools" go install github.com/bojand/ghz/cmd/ghz@$(GHZ_VERSION)
+	@touch $@
+
+.tools/chart: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+# One that cannot be installed is told of in the results, and keeps none of the others from running.
+.tools/peers/installed: $(wildcard tests/bench/peers/*.txt)
+	$(PYTHON) -m venv .tools/peers
+	@for peer in $^; do .tools/peers/bin/python -m pip install --quiet --requirement $$peer || true; done
 	@touch $@
 
 grpcurl: .tools/grpcurl ## Install grpcurl in .tools, which takes Go; `make test` does so where there is Go

@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 import sys
 import time
+import traceback
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from tests.bench import load, results
+from tests.bench.chart import draw
 from tests.bench.results import Results
 from tests.bench.rounds import FULL, QUICK, Effort, Outcome
 from tests.bench.site import Site, site
 from tests.bench.tables import medians_table, targets_table
-from tests.bench.targets import TARGETS, Experiment
+from tests.bench.targets import CURVES, LARGE, TARGETS, Experiment
 
 _CONSOLE: Final = Console(soft_wrap=True)
 
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Fewer and shorter rounds, and 100,000 where the full run has a million.")
-@click.option("--only", multiple=True, metavar="NAME", help="Measure this target only; may be given again.")
+@click.option("--only", multiple=True, metavar="NAME", help="Measure this only; may be given again.")
 @click.option("--rounds", type=click.IntRange(1, 100), help="How often all contenders take their turn.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the results to this file.")
 @click.option("--chart", "chart_file", type=click.Path(path_type=Path), help="Draw the curves in this file, as SVG.")
@@ -33,9 +35,11 @@ def main(
     quick: bool, only: tuple[str, ...], rounds: int | None, json_file: Path | None, chart_file: Path | None
 ) -> None:
     """Measures recalld beside its references. Exit status 1 if a target is missed, or was not measured."""
-    known = [target.name for target in TARGETS]
+    known = [*(target.name for target in TARGETS), *(curve.__name__ for curve in CURVES)]
     if unknown := set(only) - set(known):
-        raise click.UsageError(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        raise click.UsageError(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    if chart_file and find_spec("matplotlib") is None:
+        raise click.UsageError("no matplotlib to draw with: pip install -c constraints.txt -e '.[bench]'")
     if not load.is_there():
         raise click.UsageError("no ghz to make the load: install Go, then `make .tools/ghz`")
     effort = QUICK if quick else FULL
@@ -45,6 +49,8 @@ def main(
     with site() as made:
         found = run(made, effort, only or tuple(known))
     found["seconds"] = round(time.monotonic() - begun)
+    if chart_file:
+        draw(found, chart_file)
     if json_file:
         json_file.write_text(json.dumps(found, indent=1) + "\n")
     _CONSOLE.print(targets_table(found))
@@ -52,36 +58,39 @@ def main(
 
 
 def run(site: Site, effort: Effort, names: tuple[str, ...]) -> Results:
-    """Runs what the named targets need, telling what it measures as it goes."""
+    """Runs what the names need, telling what it measures as it goes."""
     found = results.begin(site, effort)
-    outcomes: dict[Experiment, Outcome | str] = {}
-    for target in TARGETS:
-        if target.name not in names:
-            continue
-        if target.experiment not in outcomes:
-            outcomes[target.experiment] = _measure(site, effort, target.experiment)
+    wanted = [target for target in TARGETS if target.name in names]
+    curves = [curve for curve in CURVES if curve.__name__ in names]
+    # What makes large data sets comes last: the others are not to run beside them.
+    experiments = sorted(
+        dict.fromkeys([*(target.experiment for target in wanted), *curves]),
+        key=lambda experiment: experiment in LARGE,
+    )
+    outcomes = {experiment: _measure(site, effort, found, experiment) for experiment in experiments}
+    for target in wanted:
         outcome = outcomes[target.experiment]
         if isinstance(outcome, str):
             results.judge(found, target, None, outcome)
-            continue
-        name = target.experiment.__name__
-        if name not in found["experiments"]:
-            results.add(found, name, outcome)
-            _CONSOLE.print(medians_table(name, found["experiments"][name]))
-        results.judge(found, target, outcome)
+        else:
+            results.judge(found, target, outcome)
     return found
 
 
-def _measure(site: Site, effort: Effort, experiment: Experiment) -> Outcome | str:
+def _measure(site: Site, effort: Effort, found: Results, experiment: Experiment) -> Outcome | str:
     """What it measured, or why it failed: one experiment that cannot run leaves the others theirs."""
+    name = experiment.__name__
     begun = time.monotonic()
-    with _CONSOLE.status(experiment.__name__):
+    with _CONSOLE.status(name):
         try:
             outcome = experiment(site, effort)
         except Exception as error:
-            _CONSOLE.print(f"[red]{experiment.__name__}: {escape(repr(error))}[/]")
+            _CONSOLE.print(traceback.format_exc(), markup=False)
             return f"{type(error).__name__}: {error}"
-    _CONSOLE.print(f"{experiment.__name__}: {time.monotonic() - begun:.0f} s")
+    results.add(found, name, outcome)
+    _CONSOLE.print(medians_table(f"{name} ({time.monotonic() - begun:.0f} s)", found["experiments"][name]))
+    for note in outcome.notes:
+        _CONSOLE.print(note, markup=False)
     return outcome
 
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -35,6 +38,9 @@ MOST_CALLS: Final = 2_000_000
 _GHZ: Final = os.environ.get("GHZ") or shutil.which(
     "ghz", path=f"{Path(__file__).resolve().parents[2] / '.tools'}{os.pathsep}{os.environ.get('PATH', '')}"
 )
+
+# Seconds after which ghz has begun for sure.
+_START_TIME: Final = 0.5
 
 # Seconds that ghz has to wait for the last answers and to write its report.
 _REPORT_TIME: Final = 60.0
@@ -67,9 +73,9 @@ def is_there() -> bool:
 
 
 def version() -> str:
-    """Which ghz it is, as far as it knows."""
-    said = subprocess.run([_require(), "--version"], capture_output=True, text=True, timeout=10)
-    return (said.stdout or said.stderr).strip()
+    """Which ghz it is: as `go install` builds it, it cannot say, but Go notes the module in the program."""
+    noted = re.search(rb"mod\tgithub\.com/bojand/ghz\t(\S+)", Path(_require()).read_bytes())
+    return noted[1].decode() if noted else "unknown"
 
 
 def write_requests(path: Path, requests: Iterable[Message]) -> Path:
@@ -91,6 +97,7 @@ def run(
     calls: int = CALLS,
     connections: int = CONNECTIONS,
     streams: bool = False,
+    until: threading.Event | None = None,
 ) -> Load:
     """Calls until the time is over, or so many calls are made.
 
@@ -103,6 +110,7 @@ def run(
         calls: how many are in flight at a time.
         connections: how many there are; at least one call in flight for each.
         streams: whether the method answers with a stream, which is read to its end.
+        until: when it is set, no new call is made either.
 
     Raises LoadError when a call fails.
     """
@@ -115,9 +123,8 @@ def run(
         before = _cpu_of_children()
         popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         try:
+            _wait(popen, min(seconds, MOST_SECONDS), until)
             # Its own limit of time would do away with that of calls. On SIGINT it waits for answers, then reports.
-            with suppress(subprocess.TimeoutExpired):
-                popen.wait(min(seconds, MOST_SECONDS))
             if popen.poll() is None:
                 popen.send_signal(signal.SIGINT)
             said, _ = popen.communicate(timeout=_REPORT_TIME)
@@ -136,6 +143,16 @@ def parse(report: dict[str, Any], cpu: float) -> Load:
         raise LoadError(f"calls failed: {failed}; {list(report.get('errorDistribution', {}))[:3]}")
     latency = {entry["percentage"]: entry["latency"] / 1e9 for entry in report["latencyDistribution"]}
     return Load(report["count"], report["total"] / 1e9, latency[50], latency[95], latency[99], cpu)
+
+
+def _wait(popen: subprocess.Popen[str], seconds: float, until: threading.Event | None) -> None:
+    """Returns when it has ended, or the time is over, or the event is set, but not before ghz takes signals."""
+    deadline = time.monotonic() + seconds
+    with suppress(subprocess.TimeoutExpired):
+        popen.wait(min(seconds, _START_TIME))
+        return
+    while popen.poll() is None and time.monotonic() < deadline and not (until and until.is_set()):
+        time.sleep(0.01)
 
 
 def _stand_in(method: str, streams: bool) -> FileDescriptorSet:

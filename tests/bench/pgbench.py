@@ -13,7 +13,7 @@ from tests.bench.site import Site
 from tests.faults.cluster import programs
 
 # What recalld.append is called with in storage/sql/memory.sql, for one message without metadata. What differs from one
-# call to the next on the server differs here too: the session, the text, the time and the message's id.
+# call to the next on the server differs here too: the session, the text and the time.
 _APPEND: Final = """\
 \\set session random(1, {sessions})
 \\set text random(1, {texts})

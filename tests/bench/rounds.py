@@ -25,18 +25,51 @@ class Effort:
         rounds: how often all contenders take their turn.
         seconds: how long one turn takes.
         many: how large "a million" is.
-        messages: how many messages are stored to see how much disk one takes.
+        step: by which factor sizes grow up to that.
+        messages: how many messages are stored to see how much disk one takes, and
+        batch: how many of them in a call.
+        in_flight: how many calls are in flight at the points of a curve.
+        writers: in each process of a peer; the best of these is found before anything counts.
     """
 
     name: str
     rounds: int
     seconds: float
     many: int
+    step: int
     messages: int
+    batch: int
+    in_flight: tuple[int, ...]
+    writers: tuple[int, ...]
+
+    @property
+    def few(self) -> int:
+        """How often what takes long is done."""
+        return max(1, self.rounds // 2)
 
 
-FULL: Final = Effort("full", rounds=7, seconds=4.0, many=1_000_000, messages=200_000)
-QUICK: Final = Effort("quick", rounds=3, seconds=1.0, many=100_000, messages=10_000)
+FULL: Final = Effort(
+    "full",
+    rounds=5,
+    seconds=4.0,
+    many=1_000_000,
+    step=10,
+    messages=200_000,
+    batch=1,
+    in_flight=(1, 2, 4, 8, 16, 32, 64, 128),
+    writers=(4, 16, 32),
+)
+QUICK: Final = Effort(
+    "quick",
+    rounds=3,
+    seconds=1.0,
+    many=100_000,
+    step=1000,
+    messages=50_000,
+    batch=100,
+    in_flight=(1, 8, 64),
+    writers=(16,),
+)
 
 
 @dataclass
@@ -80,6 +113,36 @@ def ratio_to_best(contender: str, others: str, name: str) -> Value:
         return ratio(contender, best, name)(rounds)
 
     return value
+
+
+def ratio_of_sizes(contender: str, name: str) -> Value:
+    """A contender's figure at the largest of its sizes over that at the smallest."""
+
+    def value(rounds: Rounds) -> list[float]:
+        sizes = _sizes(rounds, contender)
+        return ratio(f"{contender} @ {max(sizes)}", f"{contender} @ {min(sizes)}", name)(rounds)
+
+    return value
+
+
+def at_largest(above: str, below: str, name: str) -> Value:
+    """One contender's figure over the other's, at the largest size of the first."""
+
+    def value(rounds: Rounds) -> list[float]:
+        largest = max(_sizes(rounds, above))
+        return ratio(f"{above} @ {largest}", f"{below} @ {largest}", name)(rounds)
+
+    return value
+
+
+def _sizes(rounds: Rounds, contender: str) -> list[int]:
+    return [size for series, size in map(split, rounds) if series == contender and size is not None]
+
+
+def split(contender: str) -> tuple[str, int | None]:
+    """The series of a contender that is called `SERIES @ SIZE`, and the size."""
+    series, _, size = contender.partition(" @ ")
+    return series, int(size) if size else None
 
 
 def median(figures: Iterable[Figures], name: str) -> float:

@@ -32,6 +32,9 @@ WORKERS: Final = 2
 SESSIONS: Final = 1000
 LAST_N: Final = 20
 
+# Those of all servers and peers together: more than Postgres comes with.
+_CONNECTIONS: Final = 300
+
 # Seconds that a server has to end before it is killed.
 _END_TIME: Final = 30.0
 
@@ -73,7 +76,16 @@ class Site:
         """Keeps requests under a name."""
         self.requests[name] = load.write_requests(self.directory / f"{name}.requests", requests)
 
-    def execute(self, statement: str, *values: Any) -> list[Any]:
+    @contextmanager
+    def database(self, name: str) -> Iterator[str]:
+        """The URL of another, empty database of the same Postgres, which is dropped in the end."""
+        self.execute(f"create database {name}")
+        try:
+            yield urlsplit(self.database_url)._replace(path=f"/{name}").geturl()
+        finally:
+            self.execute(f"drop database {name} with (force)")
+
+    def execute(self, statement: str, **values: Any) -> list[Any]:
         """The rows that a statement of the bench's own returns, if any."""
         with psycopg.connect(self.database_url, autocommit=True) as connection:
             cursor = connection.execute(statement.encode(), values or None)
@@ -100,6 +112,8 @@ def site() -> Iterator[Site]:
     with tempfile.TemporaryDirectory(prefix="recalld-bench-") as name, ExitStack() as closing:
         directory = Path(name)
         directory.chmod(0o755)  # Postgres passes through as a user of its own, if need be
+        with postgres(directory / "data") as url, psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"alter system set max_connections = {_CONNECTIONS}")  # takes a restart
         url = closing.enter_context(postgres(directory / "data"))
         recalld = closing.enter_context(serving("recalld", directory, url))
         client = closing.enter_context(connect(recalld.address))
