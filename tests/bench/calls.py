@@ -14,7 +14,7 @@ ADD: Final = "recall.v1.MemoryService/AddMemory"
 GET: Final = "recall.v1.MemoryService/GetMemory"
 
 # Seconds of each contender before anything counts: connections, prepared statements, caches.
-WARM_UP: Final = 1.0
+WARM_UP: Final = 0.6
 
 
 def throughput(site: Site, effort: Effort) -> Outcome:

@@ -71,7 +71,9 @@ class Peer:
     def find_best(self, choice: Sequence[int]) -> None:
         """Settles on the number of writers that appends the most."""
         self.append(choice[0], WARM_UP)
-        self.writers = max(choice, key=lambda writers: self.append(writers, WARM_UP)["rate"])
+        self.writers = (
+            choice[0] if len(choice) == 1 else max(choice, key=lambda writers: self.append(writers, WARM_UP)["rate"])
+        )
 
     def append(self, writers: int, seconds: float) -> Figures:
         """Appends for so long, with so many writers in each process. The client's CPU is in the server's place."""

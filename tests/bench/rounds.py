@@ -28,6 +28,7 @@ class Effort:
         step: by which factor sizes grow up to that.
         messages: how many messages are stored to see how much disk one takes, and
         batch: how many of them in a call.
+        singly: how many calls a round has that are made one at a time.
         in_flight: how many calls are in flight at the points of a curve.
         writers: in each process of a peer; the best of these is found before anything counts.
     """
@@ -39,6 +40,7 @@ class Effort:
     step: int
     messages: int
     batch: int
+    singly: int
     in_flight: tuple[int, ...]
     writers: tuple[int, ...]
 
@@ -56,6 +58,7 @@ FULL: Final = Effort(
     step=10,
     messages=200_000,
     batch=1,
+    singly=200,
     in_flight=(1, 2, 4, 8, 16, 32, 64, 128),
     writers=(4, 16, 32),
 )
@@ -67,6 +70,7 @@ QUICK: Final = Effort(
     step=1000,
     messages=50_000,
     batch=100,
+    singly=80,
     in_flight=(1, 8, 64),
     writers=(16,),
 )

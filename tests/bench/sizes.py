@@ -21,9 +21,6 @@ LIST: Final = "recall.v1.SessionService/ListSessions"
 SHORT: Final = 100
 _SHORT_SESSIONS: Final = 20
 
-# Calls of one round, one at a time: what is asked is what a call takes, not how many there can be.
-_CALLS: Final = 200
-
 # Deletions of one round. Each is undone, outside the time.
 _DELETIONS: Final = 5
 
@@ -45,8 +42,8 @@ def lengths(site: Site, effort: Effort) -> Outcome:
         requests = f"length-{length}"
         site.write(f"{requests}-add", [added(name, [site.texts[0]]) for name in names])
         site.write(f"{requests}-get", [GetMemoryRequest(session_id=name, last_n=LAST_N) for name in names])
-        contenders[f"AddMemory @ {length}"] = partial(_one_by_one, site, ADD, f"{requests}-add")
-        contenders[f"GetMemory @ {length}"] = partial(_one_by_one, site, GET, f"{requests}-get")
+        contenders[f"AddMemory @ {length}"] = partial(_one_by_one, site, effort, ADD, f"{requests}-add")
+        contenders[f"GetMemory @ {length}"] = partial(_one_by_one, site, effort, GET, f"{requests}-get")
     interleaved(contenders, 1)
     return Outcome(interleaved(contenders, effort.rounds))
 
@@ -61,13 +58,13 @@ def counts(site: Site, effort: Effort) -> Outcome:
         site.write("many-get", [GetMemoryRequest(session_id=name, last_n=LAST_N) for name in names])
         site.write("first-page", [_page(site, "", _PAGE)])
         contenders = {
-            f"AddMemory @ {count}": partial(_one_by_one, site, ADD, "many-add"),
-            f"GetMemory @ {count}": partial(_one_by_one, site, GET, "many-get"),
-            f"first page @ {count}": partial(_one_by_one, site, LIST, "first-page"),
+            f"AddMemory @ {count}": partial(_one_by_one, site, effort, ADD, "many-add"),
+            f"GetMemory @ {count}": partial(_one_by_one, site, effort, GET, "many-get"),
+            f"first page @ {count}": partial(_one_by_one, site, effort, LIST, "first-page"),
         }
         if count == effort.many:
             site.write("last-page", [_page(site, _last_page(site), _PAGE)])
-            contenders[f"last page @ {count}"] = partial(_one_by_one, site, LIST, "last-page")
+            contenders[f"last page @ {count}"] = partial(_one_by_one, site, effort, LIST, "last-page")
         interleaved(contenders, 1)
         rounds |= interleaved(contenders, effort.rounds)
     return Outcome(rounds)
@@ -92,8 +89,9 @@ def _steps(first: int, effort: Effort) -> list[int]:
     return steps
 
 
-def _one_by_one(site: Site, method: str, requests: str) -> Figures:
-    return site.call(site.recalld, method, requests, most=_CALLS, calls=1)
+def _one_by_one(site: Site, effort: Effort, method: str, requests: str) -> Figures:
+    """One call at a time: what is asked is what a call takes, not how many there can be."""
+    return site.call(site.recalld, method, requests, most=effort.singly, calls=1)
 
 
 def _deletions(site: Site, session: str) -> Figures:
