@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -139,7 +139,7 @@ class KeptSession:
         self.set(time, message_count=0, delete_time=time, etag=new_etag())
 
     def set(self, time: datetime, **fields: Any) -> Session:
-        self.session = replace(self.session, update_time=time, **fields)
+        self.session = self.session._replace(update_time=time, **fields)
         return self.session
 
     def first_result(self, messages: Sequence[NewMessage]) -> AddedMemory | None:

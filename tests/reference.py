@@ -11,7 +11,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from datetime import UTC, datetime
 from functools import wraps
 from threading import Lock
@@ -292,8 +291,7 @@ class ReferenceStore:
         space = self._namespaces[call.namespace]
         old = space.live_user(user_id)
         check_etag(change.etag, old.etag)
-        space.users[user_id] = replace(
-            old,
+        space.users[user_id] = old._replace(
             email=old.email if change.email is None else change.email,
             first_name=old.first_name if change.first_name is None else change.first_name,
             last_name=old.last_name if change.last_name is None else change.last_name,
@@ -311,7 +309,7 @@ class ReferenceStore:
         for kept in space.sessions_of(user_id):
             if kept.live:
                 kept.delete(now)
-        space.users[user_id] = replace(user, update_time=now, delete_time=now, etag=new_etag())
+        space.users[user_id] = user._replace(update_time=now, delete_time=now, etag=new_etag())
         return space.users[user_id]
 
     @_one_at_a_time
@@ -321,7 +319,7 @@ class ReferenceStore:
             raise errors.UserNotFound(user_id)
         if users[user_id].delete_time is None:
             raise errors.NotDeleted("user", user_id)
-        users[user_id] = replace(users[user_id], update_time=self._clock(), delete_time=None, etag=new_etag())
+        users[user_id] = users[user_id]._replace(update_time=self._clock(), delete_time=None, etag=new_etag())
         return users[user_id]
 
     @_one_at_a_time

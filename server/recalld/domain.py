@@ -22,8 +22,7 @@ Metadata = dict[str, Any]
 # --- what is kept
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """One conversation. `message_count` counts live messages; `last_seq` is the newest seq ever assigned."""
 
     session_id: str
@@ -50,8 +49,7 @@ class Message(NamedTuple):
     update_time: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class User:
+class User(NamedTuple):
     """A person or other principal that sessions belong to."""
 
     user_id: str

@@ -161,7 +161,7 @@ class Gathering(ThreadPoolExecutor):
         super().__init__(threads, thread_name_prefix="recalld-gather")
         self.aside = ThreadPoolExecutor(most_aside, thread_name_prefix="recalld-aside")
         self._most_threads = threads
-        self._most = most
+        self.most = most
         self._backlog: deque[_Task] = deque()
         self._hubs: list[_Hub] = []
         self._idle: list[_Hub] = []
@@ -192,11 +192,11 @@ class Gathering(ThreadPoolExecutor):
             hub.inbox.put(_STOP)
         self.aside.shutdown(wait=False, cancel_futures=cancel_futures)
 
-    def take(self) -> Sequence[_Task]:
-        """The calls that wait, but not more than one thread should take on."""
+    def take(self, most: int) -> Sequence[_Task]:
+        """Calls that wait."""
         tasks: list[_Task] = []
         try:
-            while len(tasks) < self._most:
+            while len(tasks) < most:
                 tasks.append(self._backlog.popleft())
         except IndexError:
             pass
@@ -233,8 +233,7 @@ class _Hub:
         stopping = False
         while not stopping:
             self._go_on_with_resumed()
-            for task in self.threads.take():
-                self._switch_to(greenlet(_run), *task)
+            self._take_on()
             if self._wanted:
                 self._work()
             elif self.threads.rests(self):
@@ -243,6 +242,14 @@ class _Hub:
                 stopping = received is _STOP
                 if isinstance(received, Wish):
                     self._go_on(received)
+
+    def _take_on(self) -> None:
+        """Runs the calls that wait, and those that come meanwhile, but not more than one thread should."""
+        room = self.threads.most
+        while room > 0 and (tasks := self.threads.take(room)):
+            room -= len(tasks)
+            for task in tasks:
+                self._switch_to(greenlet(_run), *task)
 
     def _go_on_with_resumed(self) -> None:
         while True:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -164,7 +163,7 @@ def test_an_update_leaves_alone_what_it_does_not_name(store: Store, call: Call) 
     write(store, call, "s", "hello")
     before = store.get_session(call, "s")
     after = store.update_session(call, "s", SessionChange(metadata=MetadataChange({"b": 2})))
-    assert after == replace(before, metadata={"a": 1, "b": 2}, update_time=after.update_time, etag=after.etag)
+    assert after == before._replace(metadata={"a": 1, "b": 2}, update_time=after.update_time, etag=after.etag)
     assert after.update_time > before.update_time
 
 
@@ -300,8 +299,8 @@ def test_undeleting_brings_back_the_session_without_its_messages(store: Store, c
     write(store, call, "s", "one", "two")
     deleted = store.delete_session(call, "s")
     revived = store.undelete_session(call, "s")
-    assert revived == replace(
-        deleted, delete_time=None, update_time=revived.update_time, etag=revived.etag, message_count=0
+    assert revived == deleted._replace(
+        delete_time=None, update_time=revived.update_time, etag=revived.etag, message_count=0
     )
     assert (revived.user_id, revived.metadata, revived.create_time) == ("ada", {"a": 1}, created.create_time)
     assert store.get_session(call, "s") == revived

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from recalld import limits
@@ -73,7 +71,7 @@ def test_an_update_of_a_user_leaves_alone_what_it_does_not_name(store: Store, ca
     ]:
         before = store.get_user(call, "ada")
         after = store.update_user(call, "ada", change)
-        assert after == replace(before, update_time=after.update_time, etag=after.etag, **fields)  # type: ignore[arg-type]
+        assert after == before._replace(update_time=after.update_time, etag=after.etag, **fields)  # type: ignore[arg-type]
         assert after.update_time > before.update_time
         assert after.etag != before.etag
         assert store.get_user(call, "ada") == after
@@ -114,8 +112,8 @@ def test_a_deleted_user_shows_only_to_those_who_ask_for_it(store: Store, call: C
     created = store.create_user(call, "ada", Profile(email="a"))
     deleted = store.delete_user(call, "ada")
     assert deleted.delete_time is not None
-    assert deleted == replace(
-        created, delete_time=deleted.delete_time, update_time=deleted.delete_time, etag=deleted.etag
+    assert deleted == created._replace(
+        delete_time=deleted.delete_time, update_time=deleted.delete_time, etag=deleted.etag
     )
     assert deleted.etag != created.etag
     with pytest.raises(UserNotFound):
@@ -171,7 +169,7 @@ def test_undeleting_a_user_leaves_its_sessions_deleted(store: Store, call: Call)
     store.create_session(call, "s", "ada", {})
     deleted = store.delete_user(call, "ada")
     revived = store.undelete_user(call, "ada")
-    assert revived == replace(created, update_time=revived.update_time, etag=revived.etag)
+    assert revived == created._replace(update_time=revived.update_time, etag=revived.etag)
     assert revived.etag not in (created.etag, deleted.etag)
     assert store.get_user(call, "ada") == revived
     with pytest.raises(SessionNotFound):
