@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from queue import Empty, SimpleQueue
+from time import monotonic, sleep
 from typing import Any, Final, ParamSpec, TypeVar, cast
 
 from greenlet import getcurrent, greenlet
@@ -93,7 +94,7 @@ def aside(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> 
             errand.error = error
         errand.resume()
 
-    hub.threads.aside.submit(run)
+    hub.threads.aside(run)
     hub.greenlet.switch()
     if errand.error is not None:
         raise errand.error
@@ -152,21 +153,24 @@ class Gathering(ThreadPoolExecutor):
     """Threads that gather. A call whose Future is cancelled is run nevertheless.
 
     Args:
-        threads: how many; each works for some calls while the others take on the next.
+        threads: how many; each works for some calls while the others take on the next. While all of them are kept by
+            their work for long, by a lock or a database that does not answer, there are more.
         most: calls that a thread takes on before it does what they want.
-        most_aside: threads for what is done aside.
+        aside: has something done on a thread elsewhere.
     """
 
-    def __init__(self, threads: int, *, most: int, most_aside: int) -> None:
-        super().__init__(threads, thread_name_prefix="recalld-gather")
-        self.aside = ThreadPoolExecutor(most_aside, thread_name_prefix="recalld-aside")
-        self._most_threads = threads
+    def __init__(self, threads: int, *, most: int, aside: Callable[[Callable[[], None]], object]) -> None:
+        super().__init__(threads)
+        self.aside = aside
+        self._usual = threads
         self.most = most
         self._backlog: deque[_Task] = deque()
         self._hubs: list[_Hub] = []
         self._idle: list[_Hub] = []
         self._lock = threading.Lock()
         self._closed = False
+        # Whether calls wait.
+        self._crowded = threading.Event()
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         task = (Future[R](), fn, args, kwargs)
@@ -175,22 +179,43 @@ class Gathering(ThreadPoolExecutor):
                 raise RuntimeError("cannot take on calls after shutdown")
             self._backlog.append(task)
             hub = self._idle.pop() if self._idle else None
-            if hub is None and len(self._hubs) < self._most_threads:
-                hub = _Hub(self)
-                self._hubs.append(hub)
-                threading.Thread(target=hub.run, name="recalld-gather", daemon=True).start()
+            if hub is None and len(self._hubs) < self._usual:
+                hub = self._started()
         if hub is not None:
             hub.inbox.put(None)
+        elif not self._crowded.is_set():
+            self._crowded.set()
         return task[0]
+
+    def _started(self) -> _Hub:
+        """One more thread. Called under the lock."""
+        if not self._hubs:
+            threading.Thread(target=self._relieve, name="recalld-relieve", daemon=True).start()
+        hub = _Hub(self)
+        self._hubs.append(hub)
+        threading.Thread(target=hub.run, name="recalld-gather", daemon=True).start()
+        return hub
+
+    def _relieve(self) -> None:
+        """Starts another thread when calls wait and all threads have been at their work for long."""
+        while not self._closed:
+            self._crowded.wait()
+            self._crowded.clear()
+            while self._backlog and not self._closed:
+                sleep(_PATIENCE / 2)
+                with self._lock:
+                    long_ago = monotonic() - _PATIENCE
+                    if self._backlog and all(hub.since < long_ago for hub in self._hubs):
+                        self._started()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Ends the threads once they have nothing to do; does not wait for it."""
         with self._lock:
             self._closed = True
             hubs, self._hubs = self._hubs, []
+        self._crowded.set()
         for hub in hubs:
             hub.inbox.put(_STOP)
-        self.aside.shutdown(wait=False, cancel_futures=cancel_futures)
 
     def take(self, most: int) -> Sequence[_Task]:
         """Calls that wait."""
@@ -203,10 +228,14 @@ class Gathering(ThreadPoolExecutor):
         return tasks
 
     def rests(self, hub: _Hub) -> bool:
-        """Notes that a hub has nothing to do; False when there is something."""
+        """Notes that a hub has nothing to do; False when there is something. One too many is told to end."""
         with self._lock:
             if self._backlog:
                 return False
+            if len(self._idle) >= self._usual and not hub.parked:
+                self._hubs.remove(hub)
+                hub.inbox.put(_STOP)
+                return True
             self._idle.append(hub)
             return True
 
@@ -225,6 +254,10 @@ class _Hub:
         # Wishes that were pending; None when there are calls to take on.
         self.inbox: SimpleQueue[Any] = SimpleQueue()
         self.greenlet = cast("greenlet", None)
+        # When its work began; infinite while it does none.
+        self.since = float("inf")
+        # Calls that are put aside.
+        self.parked = 0
         self._wanted: dict[Callable[[Sequence[Any]], None], list[Wish]] = {}
 
     def run(self) -> None:
@@ -265,6 +298,7 @@ class _Hub:
 
     def _work(self) -> None:
         wanted, self._wanted = self._wanted, {}
+        self.since = monotonic()
         for work, wishes in wanted.items():
             try:
                 work(wishes)
@@ -275,18 +309,25 @@ class _Hub:
             for wish in wishes:
                 if not wish.pending:
                     self._go_on(wish)
+        self.since = float("inf")
 
     def _go_on(self, wish: Wish) -> None:
         assert wish._greenlet is not None
+        self.parked -= 1
         self._switch_to(wish._greenlet)
 
     def _switch_to(self, call: greenlet, *arguments: Any) -> None:
         """Lets a call run until it wants something, is put aside, or ends."""
         wanted = call.switch(*arguments)
+        if not call.dead:
+            self.parked += 1
         if wanted:
             work, wish = wanted
             self._wanted.setdefault(work, []).append(wish)
 
+
+# Seconds that work may take before its thread is not counted on any more.
+_PATIENCE: Final = 0.05
 
 _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 

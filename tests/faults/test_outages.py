@@ -100,7 +100,7 @@ def test_while_connections_are_refused_calls_are_told_so_and_afterwards_all_is_w
 def test_a_network_that_swallows_everything_costs_no_call_more_than_its_time(here: Site) -> None:
     with here.outage():
         here.proxy.swallow()
-        lent = [here.caller.later(here.caller.get, "s", None) for _ in range(2 * POOL_SIZE)]
+        lent = [here.caller.later(here.caller.add_alone, "s", None) for _ in range(2 * POOL_SIZE)]
         for call in lent:
             assert call.result().told in (STORAGE_UNAVAILABLE, ("RESOURCE_EXHAUSTED", "OVERLOADED"))
             assert call.result().seconds < LONGEST

@@ -28,12 +28,17 @@ def wait_until(condition: Callable[[], object], what: str, timeout: float = DEAD
 def tables_locked(url: str) -> Iterator[Callable[[int], None]]:
     """Makes every call wait that needs a session, to the end of the context.
 
-    What it yields returns when so many wait.
+    What it yields returns when so many statements wait, or more.
     """
     with psycopg.connect(url) as connection, psycopg.connect(url, autocommit=True) as observer:
         connection.execute("lock table recalld.session in access exclusive mode")
 
+        def waiting() -> int:
+            row = observer.execute(_WAITING).fetchone()
+            assert row is not None
+            return int(row[0])
+
         def wait_for(number: int) -> None:
-            wait_until(lambda: observer.execute(_WAITING).fetchone() == (number,), f"not {number} calls wait")
+            wait_until(lambda: waiting() >= number, f"not {number} statements wait")
 
         yield wait_for

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
 
@@ -67,8 +67,10 @@ def work() -> Work:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[Gathering]:
-    threads = Gathering(1, most=3, most_aside=4)
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gathering]:
+    """It stays alone: what takes long here is what the tests have it wait for."""
+    monkeypatch.setattr("recalld.gathering._PATIENCE", 60.0)
+    threads = Gathering(1, most=3, aside=ThreadPoolExecutor(4).submit)
     yield threads
     threads.shutdown()
 
@@ -100,8 +102,9 @@ def test_those_who_come_meanwhile_are_worked_for_together_in_their_order(work: W
     assert work.groups == [[first.result(DEADLINE)], results[:3], results[3:]]
 
 
-def test_while_one_thread_works_the_next_takes_on_calls(work: Work) -> None:
-    threads = Gathering(2, most=8, most_aside=1)
+def test_while_one_thread_works_the_next_takes_on_calls(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recalld.gathering._PATIENCE", 60.0)
+    threads = Gathering(2, most=8, aside=ThreadPoolExecutor(4).submit)
     calls = [wishing(threads, work)]
     work.begun(1)
     calls.append(wishing(threads, work))
@@ -219,6 +222,21 @@ def test_after_the_shutdown_no_call_is_taken_on(one_thread: Gathering) -> None:
         one_thread.submit(lambda: 7)
 
 
+def test_work_that_takes_too_long_does_not_keep_others_from_theirs_and_no_thread_too_many_stays(work: Work) -> None:
+    threads = Gathering(1, most=8, aside=ThreadPoolExecutor(4).submit)
+    stuck = [wishing(threads, work) for _ in range(1)]
+    work.begun(1)
+    stuck.append(wishing(threads, work))
+    work.begun(2)  # on another thread
+    assert wishing(threads, lambda _: None).result(DEADLINE)  # and on a third
+    work.go_on.release(2)
+    for call in stuck:
+        call.result(DEADLINE)
+    wait_until(lambda: len(threads._hubs) == len(threads._idle) == 1, "threads too many stay")
+    assert threads.submit(lambda: 7).result(DEADLINE) == 7
+    threads.shutdown()
+
+
 # --- several calls as one
 
 
@@ -287,10 +305,10 @@ def test_in_a_storm_every_call_ends_once_with_its_own_result() -> None:
             number = aside(int, number) if number % 5 == 0 else number
         return number
 
-    threads = Gathering(3, most=8, most_aside=8)
+    threads = Gathering(3, most=8, aside=ThreadPoolExecutor(4).submit)
     calls = [threads.submit(call, number) for number in range(2000)]
     assert [call.result(60) for call in calls] == list(range(2000))
     assert put_off
     assert not threads._backlog
-    wait_until(lambda: len(threads._idle) == 3, "a thread never rests")
+    wait_until(lambda: len(threads._idle) == len(threads._hubs) == 3, "a thread never rests")
     threads.shutdown()

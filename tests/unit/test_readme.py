@@ -67,6 +67,9 @@ LIMITS = {
     "a reply, a chunk of a stream": f"{mebibytes(limits.MAX_PAGE_BYTES)}, {mebibytes(limits.MAX_CHUNK_BYTES)}",
     "metadata of a call, its credential included": f"{limits.MAX_CALL_METADATA_BYTES // limits.KIB} KiB",
     "a namespace's name": f"1 to {limits.MAX_NAMESPACE_CHARACTERS} visible characters",
+    "messages that one search looks at": (
+        f"the newest {limits.MAX_SEARCHED_NEWEST:,}, and {limits.MAX_SEARCHED_RARE:,} that have rare words"
+    ),
     "sessions examined for one page": f"{limits.MAX_EXAMINED:,}",
 }
 

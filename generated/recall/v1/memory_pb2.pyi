@@ -65,7 +65,8 @@ class Message(_message.Message):
     message_id: _builtins.str
     """The message's identifier within its session, a UUID. In AddMemory: chosen
     by the caller to make the call safe to repeat, or empty for one made by the
-    server.
+    server. One that the server makes for another message of the session cannot
+    be chosen.
     """
     session_id: _builtins.str
     """The session that the message belongs to. Set by the server."""
@@ -145,7 +146,7 @@ class AddMemoryRequest(_message.Message):
     request_id: _builtins.str
     """Makes the call safe to repeat: a UUID, one for each logical call, from
     which the ids of messages without one are derived. Empty: they are derived
-    from the first message_id of the call, or made at random if there is none.
+    from the first message_id of the call, or by the server if there is none.
     """
     expected_last_seq: _builtins.int
     """When set, the call appends only if the session's last_seq is this (0: the

@@ -69,7 +69,9 @@ class GatheredCalls(Gathering):
     """Threads for calls that gather, which count among the others."""
 
     def __init__(self, calls: CallThreads) -> None:
-        super().__init__(_GATHERING_THREADS, most=_MOST_GATHERED, most_aside=calls.most)
+        # On the threads of the others, which are enough for all calls; it is counted already.
+        aside = functools.partial(ThreadPoolExecutor.submit, calls)
+        super().__init__(_GATHERING_THREADS, most=_MOST_GATHERED, aside=aside)
         self._calls = calls
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:

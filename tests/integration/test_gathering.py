@@ -1,0 +1,268 @@
+"""Calls that come at the same time share statements: they answer as if each had its own, and none fails another."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import grpc
+import psycopg
+import pytest
+
+from recall.v1.memory_pb2 import (
+    AddMemoryRequest,
+    DeleteMessageRequest,
+    GetMemoryRequest,
+    GetMessageRequest,
+    Message,
+    UpdateMessageRequest,
+)
+from recall.v1.session_pb2 import DeleteSessionRequest
+from recalld.client import reason_of
+from tests.faults.waiting import tables_locked, wait_until
+from tests.integration.callers import row_locked
+from tests.integration.conftest import Client, connected, serving
+
+DEADLINE = 20.0
+CALLS = 24
+
+
+class Statements:
+    """What the threads that gather have Postgres do."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+
+@pytest.fixture
+def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
+    seen = Statements()
+    execute = psycopg.Cursor.execute
+
+    def noting(cursor: Any, query: Any, *args: Any, **options: Any) -> Any:
+        if threading.current_thread().name.startswith("recalld-gather"):
+            seen.texts.append(str(query))
+        return execute(cursor, query, *args, **options)
+
+    monkeypatch.setattr(psycopg.Cursor, "execute", noting)
+    return seen
+
+
+@pytest.fixture
+def client(database_url: str) -> Iterator[Client]:
+    with serving(database_url) as server, connected(server) as client:
+        yield client
+
+
+def adding(session_id: str, content: str = "hello", **fields: Any) -> AddMemoryRequest:
+    return AddMemoryRequest(session_id=session_id, messages=[Message(role="user", content=content)], **fields)
+
+
+def contents(client: Client, session_id: str) -> list[str]:
+    request = GetMemoryRequest(session_id=session_id, last_n=1000)
+    return [message.content for message in client.memory.GetMemory(request, timeout=DEADLINE).messages]
+
+
+@contextmanager
+def at_once(database_url: str, statements: Statements) -> Iterator[None]:
+    """Calls that are begun within have to wait, for statements that a lock keeps; at the end those go on."""
+    with tables_locked(database_url) as wait_for:
+        del statements.texts[:]
+        yield
+        wait_for(2)
+
+
+def begin(method: Any, requests: Sequence[Any], **options: Any) -> list[Any]:
+    return [method.future(request, timeout=DEADLINE, **options) for request in requests]
+
+
+# --- adding
+
+
+def test_one_call_alone_is_one_statement(client: Client, statements: Statements) -> None:
+    for number in range(5):
+        client.memory.AddMemory(adding(f"s{number}"), timeout=DEADLINE)
+    assert len(statements.texts) == 5
+
+
+def test_calls_at_once_are_a_few_statements_and_all_answered_with_their_own(
+    client: Client, statements: Statements, database_url: str
+) -> None:
+    with at_once(database_url, statements):
+        calls = begin(client.memory.AddMemory, [adding(f"s{number % 4}", str(number)) for number in range(CALLS)])
+    answers = [call.result() for call in calls]
+    assert 1 <= len(statements.texts) <= CALLS // 2
+    for session in range(4):
+        own = [answer.messages[0] for answer in answers[session::4]]
+        assert sorted(message.seq for message in own) == list(range(1, CALLS // 4 + 1))
+        found = client.memory.GetMemory(GetMemoryRequest(session_id=f"s{session}"), timeout=DEADLINE).messages
+        assert [message.message_id for message in found] == [
+            message.message_id for message in sorted(own, key=lambda message: message.seq)
+        ]
+        by_number = {str(number): answers[number].messages[0].seq for number in range(session, CALLS, 4)}
+        assert {message.content: message.seq for message in found} == by_number
+    assert sum(answer.session_created for answer in answers) == 4
+
+
+def test_a_call_that_fails_takes_no_other_with_it(client: Client, statements: Statements, database_url: str) -> None:
+    message_id = str(uuid4())
+    taken = AddMemoryRequest(session_id="s", messages=[Message(role="user", content="first", message_id=message_id)])
+    client.memory.AddMemory(taken, timeout=DEADLINE)
+    taken.messages[0].content = "another"
+    with at_once(database_url, statements):
+        others = begin(client.memory.AddMemory, [adding(f"s{number}") for number in range(CALLS)])
+        conflicting = client.memory.AddMemory.future(taken, timeout=DEADLINE)
+        nobodys = client.memory.AddMemory.future(adding("t", user_id="nobody"), timeout=DEADLINE)
+    assert [call.result().messages[0].seq for call in others] == [1] * CALLS
+    assert conflicting.code() == grpc.StatusCode.ALREADY_EXISTS
+    assert nobodys.code() == grpc.StatusCode.FAILED_PRECONDITION
+    assert contents(client, "s") == ["first"]
+
+
+def test_a_call_repeated_at_once_is_stored_once(client: Client, statements: Statements, database_url: str) -> None:
+    request = adding("s", request_id=str(uuid4()))
+    with at_once(database_url, statements):
+        calls = begin(client.memory.AddMemory, [request] * CALLS)
+    answers = [call.result() for call in calls]
+    assert answers == answers[:1] * CALLS
+    assert contents(client, "s") == ["hello"]
+
+
+def test_a_deleted_session_among_others_is_revived(client: Client, statements: Statements, database_url: str) -> None:
+    client.memory.AddMemory(adding("s0", "old"), timeout=DEADLINE)
+    client.sessions.DeleteSession(DeleteSessionRequest(session_id="s0"), timeout=DEADLINE)
+    with at_once(database_url, statements):
+        calls = begin(client.memory.AddMemory, [adding(f"s{number}", "new") for number in range(CALLS)])
+    assert [call.result().session_undeleted for call in calls] == [True] + [False] * (CALLS - 1)
+    assert contents(client, "s0") == ["new"]
+
+
+def test_a_session_that_somebody_has_locked_holds_up_its_own_writers_only(client: Client, database_url: str) -> None:
+    for session in ("locked", "free"):
+        client.memory.AddMemory(adding(session), timeout=DEADLINE)
+    with row_locked(database_url, "default", "locked") as waiting:
+        stuck = begin(client.memory.AddMemory, [adding("locked", str(number)) for number in range(CALLS)])
+        wait_until(lambda: waiting() >= 1, "nobody waits for the lock")
+        for number in range(CALLS):
+            client.memory.AddMemory(adding("free", str(number)), timeout=2)
+        assert not any(call.done() for call in stuck)
+        # They wait together.
+        assert waiting() == 1
+    assert sorted(call.result().messages[0].seq for call in stuck) == list(range(2, CALLS + 2))
+    assert len(contents(client, "free")) == CALLS + 1
+
+
+def test_a_caller_who_gives_up_is_told_in_time_and_the_others_go_on(
+    client: Client, statements: Statements, database_url: str
+) -> None:
+    with at_once(database_url, statements):
+        patient = begin(client.memory.AddMemory, [adding("s", str(number)) for number in range(CALLS)])
+        hasty = client.memory.AddMemory.future(adding("s", "hasty"), timeout=0.5)
+        cancelled = client.memory.AddMemory.future(adding("s", "cancelled"), timeout=DEADLINE)
+        cancelled.cancel()
+        assert hasty.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert len({call.result().messages[0].seq for call in patient}) == CALLS
+    assert set(contents(client, "s")) >= {str(number) for number in range(CALLS)}
+
+
+# --- reading
+
+
+def test_reads_at_once_are_a_few_statements_and_each_gets_what_it_asked_for(
+    client: Client, statements: Statements, database_url: str
+) -> None:
+    for session in range(3):
+        messages = [Message(role="user", content=f"{session} {number}", token_count=number + 1) for number in range(10)]
+        client.memory.AddMemory(AddMemoryRequest(session_id=f"s{session}", messages=messages), timeout=DEADLINE)
+    requests = [
+        GetMemoryRequest(session_id=session_id, **fields)
+        for session_id in ("s0", "s1", "s2", "unknown")
+        for fields in ({}, {"last_n": 3}, {"last_n": 10, "max_tokens": 20}, {"after_seq": 8}, {"last_n": 500})
+    ]
+    expected = [client.memory.GetMemory(request, timeout=DEADLINE) for request in requests]
+    with at_once(database_url, statements):
+        calls = begin(client.memory.GetMemory, requests)
+    assert [call.result() for call in calls] == expected
+    assert [len(answer.messages) for answer in expected[:5]] == [10, 3, 2, 2, 10]
+    assert 1 <= len(statements.texts) < len(requests) / 2
+
+
+def test_an_answer_too_large_to_share_a_statement_comes_whole(
+    client: Client, statements: Statements, database_url: str
+) -> None:
+    large = ["x" * 100_000 + str(number) for number in range(4)]
+    for content in large:
+        client.memory.AddMemory(adding("large", content), timeout=DEADLINE)
+    client.memory.AddMemory(adding("small"), timeout=DEADLINE)
+    with at_once(database_url, statements):
+        calls = begin(client.memory.GetMemory, [GetMemoryRequest(session_id=name) for name in ("small", "large") * 4])
+    found = [[message.content for message in call.result().messages] for call in calls]
+    assert found == [["hello"], large] * 4
+
+
+# --- ids that the server makes
+
+
+def test_an_id_that_the_server_made_finds_its_message(client: Client) -> None:
+    added = client.memory.AddMemory(adding("s", "one"), timeout=DEADLINE).messages[0]
+    client.memory.AddMemory(adding("s", "two"), timeout=DEADLINE)
+    get = GetMessageRequest(session_id="s", message_id=added.message_id)
+    assert client.memory.GetMessage(get, timeout=DEADLINE).message.content == "one"
+    update = UpdateMessageRequest(session_id="s", message_id=added.message_id, content="edited")
+    assert client.memory.UpdateMessage(update, timeout=DEADLINE).message.seq == 1
+    delete = DeleteMessageRequest(session_id="s", message_id=added.message_id)
+    client.memory.DeleteMessage(delete, timeout=DEADLINE)
+    assert contents(client, "s") == ["two"]
+    with pytest.raises(grpc.RpcError) as gone:
+        client.memory.GetMessage(get, timeout=DEADLINE)
+    assert gone.value.code() == grpc.StatusCode.NOT_FOUND
+
+
+def test_the_database_derives_it_too_and_keeps_only_given_ids_in_an_index(client: Client, database_url: str) -> None:
+    made = client.memory.AddMemory(adding("s"), timeout=DEADLINE).messages[0].message_id
+    given = str(uuid4())
+    client.memory.AddMemory(
+        AddMemoryRequest(session_id="s", messages=[Message(role="user", message_id=given)]), timeout=DEADLINE
+    )
+    with psycopg.connect(database_url) as connection:
+        rows = connection.execute(
+            "select recalld.message_id(session_key, seq)::text = message_id::text, id_derived from recalld.message"
+            " order by seq"
+        ).fetchall()
+        assert rows == [(True, True), (False, None)]
+        predicate = connection.execute(
+            "select pg_get_expr(indpred, indrelid) from pg_index"
+            " where indexrelid = 'recalld.message_by_given_id'::regclass"
+        ).fetchone()
+    assert predicate == ("(id_derived IS NOT TRUE)",)
+    assert client.memory.GetMessage(GetMessageRequest(session_id="s", message_id=made), timeout=DEADLINE)
+    assert client.memory.GetMessage(GetMessageRequest(session_id="s", message_id=given), timeout=DEADLINE)
+
+
+def test_who_sends_it_back_repeats_that_message_or_conflicts_with_it(client: Client) -> None:
+    added = client.memory.AddMemory(adding("s", "one"), timeout=DEADLINE).messages[0]
+    message = Message(role="user", content="one", message_id=added.message_id)
+    again = AddMemoryRequest(session_id="s", messages=[message])
+    assert client.memory.AddMemory(again, timeout=DEADLINE).messages[0] == added
+    again.messages[0].content = "another"
+    with pytest.raises(grpc.RpcError) as refused:
+        client.memory.AddMemory(again, timeout=DEADLINE)
+    assert reason_of(refused.value).reason == "MESSAGE_ID_CONFLICT"
+    assert contents(client, "s") == ["one"]
+
+
+def test_one_that_the_server_has_yet_to_make_is_refused_and_so_stays_free(client: Client) -> None:
+    first = client.memory.AddMemory(adding("s"), timeout=DEADLINE).messages[0].message_id
+    coming = f"{2:012x}"[:8] + "-" + f"{2:012x}"[8:] + first[13:]
+    forged = AddMemoryRequest(session_id="s", messages=[Message(role="user", message_id=coming)])
+    with pytest.raises(grpc.RpcError) as refused:
+        client.memory.AddMemory(forged, timeout=DEADLINE)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "messages[0].message_id" in (refused.value.details() or "")
+    assert client.memory.AddMemory(adding("s"), timeout=DEADLINE).messages[0].message_id == coming
+    # In another session it is an id like any other.
+    forged.session_id = "t"
+    assert client.memory.AddMemory(forged, timeout=DEADLINE).messages[0].message_id == coming
