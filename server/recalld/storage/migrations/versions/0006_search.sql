@@ -5,8 +5,8 @@ create function recalld.any_of(terms text[]) returns tsquery
               from unnest(terms) as term)::tsquery;
 
 
--- The newest live messages of sessions, p_limit at most, with their documents: of the first session its newest, then those
--- of the second, and so on.
+-- The newest live messages of sessions, p_limit at most, with their documents: of the session active last its newest, then
+-- those of the one before it, and so on. Of the keys, which come in that order, more than p_limit are not looked at.
 create function recalld.newest_messages(p_session_keys uuid[], p_limit bigint)
     returns table (session_key uuid, seq bigint, document tsvector)
     language plpgsql stable as $$
@@ -15,13 +15,13 @@ begin
     return query
     with sessions as materialized (
         select s.session_key, s.cleared_seq, s.message_count,
-               (sum(s.message_count) over (order by given.place rows unbounded preceding))::bigint - s.message_count as newer
-          from unnest(p_session_keys[1:p_limit]) with ordinality as given (session_key, place)
-          join recalld.session as s
-            on s.session_key = given.session_key
+               (sum(s.message_count) over (order by s.active_time desc, s.session_key desc
+                                           rows unbounded preceding))::bigint - s.message_count as newer
+          from recalld.session as s
+         where s.session_key = any(p_session_keys[1:p_limit])
     )
     select m.session_key, m.seq, recalld.searchable(m.role, m.content)
-      from (select m.*
+      from (select m.session_key, m.seq, m.role, m.content
               from sessions as s
               join recalld.message as m
                 on m.session_key = s.session_key
