@@ -35,10 +35,10 @@ select t.*
 offset 0
 
 -- name: functions
--- Statements call them where the rows are. What has the key for an argument runs there as a whole.
+-- Statements call them where the rows are. What has the key for its first argument runs there as a whole.
 select 'recalld.' || p.proname as name, p.oid::regprocedure as signature, k.has_key
   from pg_catalog.pg_proc as p
- cross join lateral (select coalesce('p_session_key' = any(p.proargnames), false)) as k (has_key)
+ cross join lateral (select coalesce(p.proargnames[1] = 'p_session_key', false)) as k (has_key)
  where p.pronamespace = 'recalld'::regnamespace
    and not exists (select
                      from pg_catalog.pg_dist_object as o

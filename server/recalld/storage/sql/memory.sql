@@ -186,19 +186,7 @@ select {columns}
   from m
 
 -- name: search
-with ranked as materialized (
-    select *
-      from recalld.search(%(namespace)s, %(session_key)s, %(user_id)s, %(query)s, %(roles)s, %(metadata)s, %(create_from)s,
-                          %(create_to)s, %(limit)s, %(newest)s, %(rare)s, %(most_sessions)s)
-)
-select (select s.session_id from recalld.session as s where s.session_key = m.session_key), {columns}, m.score
-  from (select m.*, ranked.score,
-               sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0)) over better as better_bytes
-          from ranked
-          join recalld.message as m
-            on m.session_key = ranked.session_key
-           and m.seq = ranked.seq
-        window better as (order by ranked.score desc, m.create_time desc, m.session_key, m.seq desc
-                          rows between unbounded preceding and 1 preceding)) as m
- where coalesce(m.better_bytes, 0) < %(max_bytes)s
- order by m.score desc, m.create_time desc, m.session_key, m.seq desc
+select m.session_id, {columns}, m.score
+  from recalld.search(%(namespace)s, %(session_key)s, %(user_id)s, %(query)s, %(roles)s, %(metadata)s, %(create_from)s,
+                      %(create_to)s, %(limit)s, %(newest)s, %(rare)s, %(most_sessions)s, %(max_bytes)s) as m
+ order by m.place

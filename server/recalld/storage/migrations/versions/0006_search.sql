@@ -5,28 +5,34 @@ create function recalld.any_of(terms text[]) returns tsquery
               from unnest(terms) as term)::tsquery;
 
 
--- The newest live messages of sessions, p_limit at most, with their documents: of the first session its newest, then those
--- of the second, and so on.
+-- The newest live messages of sessions, p_limit at most, with their documents: of the session active last its newest, then
+-- those of the one before it, and so on. Of the keys, which come in that order, more than p_limit are not looked at.
+--
+-- Where there is only one session, here and below, its key is compared though the join implies it: Citus then asks only the
+-- shard that has it.
 create function recalld.newest_messages(p_session_keys uuid[], p_limit bigint)
     returns table (session_key uuid, seq bigint, document tsvector)
     language plpgsql stable as $$
 #variable_conflict use_column
+declare
+    v_only constant uuid := case when cardinality(p_session_keys) = 1 then p_session_keys[1] end;
 begin
     return query
     with sessions as materialized (
         select s.session_key, s.cleared_seq, s.message_count,
-               (sum(s.message_count) over (order by given.place rows unbounded preceding))::bigint - s.message_count as newer
-          from unnest(p_session_keys[1:p_limit]) with ordinality as given (session_key, place)
-          join recalld.session as s
-            on s.session_key = given.session_key
+               (sum(s.message_count) over (order by s.active_time desc, s.session_key desc
+                                           rows unbounded preceding))::bigint - s.message_count as newer
+          from recalld.session as s
+         where s.session_key = any(p_session_keys[1:p_limit])
     )
     select m.session_key, m.seq, recalld.searchable(m.role, m.content)
-      from (select m.*
+      from (select m.session_key, m.seq, m.role, m.content
               from sessions as s
               join recalld.message as m
                 on m.session_key = s.session_key
                and m.seq > s.cleared_seq + greatest(0, s.message_count - (p_limit - s.newer))
                and m.delete_time is null
+               and (v_only is null or m.session_key = v_only)
              where s.newer < p_limit
              order by s.newer, m.seq desc
              limit p_limit) as m;
@@ -54,6 +60,7 @@ create function recalld.rare_messages(
 declare
     c_sample constant bigint := 200;
     c_paired constant bigint := 8;
+    v_only   constant uuid := case when p_named and cardinality(p_sessions) = 1 then p_sessions[1] end;
     v_terms  text[];
     v_query  tsquery;
     v_keys   uuid[];
@@ -113,6 +120,7 @@ begin
                  where s.namespace = p_namespace
                    and (p_user_id is null or s.user_id = p_user_id)
                    and not s.deleted
+                   and (v_only is null or s.session_key = v_only)
                  limit v_left + 1) as m;
         v_reads := v_reads - cardinality(v_seqs);
         if cardinality(v_seqs) <= v_left then
@@ -139,10 +147,7 @@ $$;
 -- A message counts the rarity of each term that it has among all that match (the idf of BM25), and a quarter of what the
 -- messages right before and after it count: in a conversation the answer often stands next to the words of the question.
 -- The weights were chosen by recall on real conversations.
---
--- The settings are for the planner, which takes documents for cheap, and a scan that makes thousands of them, or reads
--- all sessions, for better than the index. On Citus it must be called by itself, and with bind parameters.
-create function recalld.search(
+create function recalld.best_messages(
     p_namespace     text,
     p_session_key   uuid, -- null: any
     p_user_id       text, -- null: any
@@ -156,15 +161,7 @@ create function recalld.search(
     p_rare          bigint,
     p_most_sessions bigint -- as many are looked at in order of activity to tell how large the namespace is
 ) returns table (session_key uuid, seq bigint, score float8)
-    language plpgsql stable rows 100
-    set plan_cache_mode = force_custom_plan
-    set cpu_operator_cost = 0.05
-    set enable_seqscan = off
-    set enable_hashjoin = off
-    set enable_mergejoin = off
-    set max_parallel_workers_per_gather = 0
-    set jit = off
-as $$
+    language plpgsql stable as $$
 #variable_conflict use_column
 declare
     c_named     constant bigint := 1000;
@@ -226,6 +223,7 @@ begin
                   join recalld.message as m
                     on m.session_key = looked_at.session_key
                    and m.seq = looked_at.seq
+                   and (p_session_key is null or m.session_key = p_session_key)
                  where (p_roles is null or m.role = any(p_roles))
                    and (p_metadata is null or coalesce(m.metadata, '{}') @> p_metadata)
                    and (p_create_from is null or m.create_time >= p_create_from)
@@ -260,5 +258,76 @@ begin
       from ranked
      order by score desc, create_time desc, session_key, seq desc
      limit p_limit;
+end
+$$;
+
+
+-- The best messages, best first, as many as p_max_bytes of content and metadata allow; the first whatever it has.
+--
+-- The settings are for the planner, which takes documents for cheap, and a scan that makes thousands of them, or reads
+-- all sessions, for better than the index.
+--
+-- On Citus all of it runs on the node that was asked, whose settings do not reach the shards. No statement calls a function
+-- that reads tables and reads tables itself: where one shard is enough for it, Citus would send it there, function and all.
+create function recalld.search(
+    p_namespace     text,
+    p_session_key   uuid,
+    p_user_id       text,
+    p_query         text,
+    p_roles         text[],
+    p_metadata      jsonb,
+    p_create_from   timestamptz,
+    p_create_to     timestamptz,
+    p_limit         bigint,
+    p_newest        bigint,
+    p_rare          bigint,
+    p_most_sessions bigint,
+    p_max_bytes     bigint
+) returns table (
+    place       bigint,
+    session_id  text,
+    message_id  uuid,
+    seq         bigint,
+    role        text,
+    content     text,
+    metadata    jsonb,
+    token_count integer,
+    create_time timestamptz,
+    update_time timestamptz,
+    score       float8
+)
+    language plpgsql stable rows 100
+    set plan_cache_mode = force_custom_plan
+    set cpu_operator_cost = 0.05
+    set enable_seqscan = off
+    set enable_hashjoin = off
+    set enable_mergejoin = off
+    set max_parallel_workers_per_gather = 0
+    set jit = off
+as $$
+#variable_conflict use_column
+declare
+    v_keys   uuid[];
+    v_seqs   bigint[];
+    v_scores float8[];
+begin
+    select array_agg(best.session_key), array_agg(best.seq), array_agg(best.score)
+      into v_keys, v_seqs, v_scores
+      from recalld.best_messages(p_namespace, p_session_key, p_user_id, p_query, p_roles, p_metadata, p_create_from,
+                                 p_create_to, p_limit, p_newest, p_rare, p_most_sessions) as best;
+    return query
+    select m.place, m.session_id, m.message_id, m.seq, m.role, m.content, m.metadata, m.token_count, m.create_time,
+           m.update_time, m.score
+      from (select m.*, s.session_id, best.place, best.score,
+                   sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0))
+                       over (order by best.place rows between unbounded preceding and 1 preceding) as better_bytes
+              from unnest(v_keys, v_seqs, v_scores) with ordinality as best (session_key, seq, score, place)
+              join recalld.message as m
+                on m.session_key = best.session_key
+               and m.seq = best.seq
+               and (p_session_key is null or m.session_key = p_session_key)
+              join recalld.session as s
+                on s.session_key = m.session_key) as m
+     where coalesce(m.better_bytes, 0) < p_max_bytes;
 end
 $$;
