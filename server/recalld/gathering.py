@@ -232,7 +232,7 @@ class Gathering(ThreadPoolExecutor):
         with self._lock:
             if self._backlog:
                 return False
-            if len(self._idle) >= self._usual and not hub.parked:
+            if len(self._idle) >= self._usual and not hub.parked and not self._closed:
                 self._hubs.remove(hub)
                 hub.inbox.put(_STOP)
                 return True

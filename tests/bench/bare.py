@@ -11,10 +11,9 @@ from typing import Any
 
 import grpc
 
+import recalld.app
 from recalld.__main__ import main
-from tests.bench import echo  # takes the services' place
-
-assert echo
+from tests.bench.echo import add_echo
 
 _server = grpc.server
 
@@ -23,7 +22,10 @@ def _bare_server(threads: ThreadPoolExecutor, options: Any, **_: Any) -> grpc.Se
     return _server(ThreadPoolExecutor(threads._max_workers), options=options)
 
 
-grpc.server = _bare_server  # type: ignore[assignment]
+# Worker processes start by importing the main program under another name.
+if __name__ in ("__main__", "__mp_main__"):
+    recalld.app.add_services = add_echo  # type: ignore[assignment,attr-defined]
+    grpc.server = _bare_server  # type: ignore[assignment]
 
 if __name__ == "__main__":
     main()

@@ -44,8 +44,9 @@ def add_echo(server: grpc.Server, *_: Any) -> None:
     memory_pb2_grpc.add_MemoryServiceServicer_to_server(servicer, server)
 
 
-# Not only in the main program: worker processes start by importing this module, under another name.
-recalld.app.add_services = add_echo  # type: ignore[assignment,attr-defined]
+# Worker processes start by importing the main program under another name.
+if __name__ in ("__main__", "__mp_main__"):
+    recalld.app.add_services = add_echo  # type: ignore[assignment,attr-defined]
 
 if __name__ == "__main__":
     main()

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -22,15 +22,18 @@ from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
 from recall.v1.session_pb2 import StreamSessionsRequest
 from recalld.app import Server
 from recalld.domain import LocalCall
+from recalld.services import overload
 from recalld.storage import PostgresStore
 from recalld.storage.appends import MOST_CHARACTERS
 from tests.faults.waiting import tables_locked, wait_until
+from tests.fuzz.http2 import END_HEADERS, HEADERS, Connection, call_headers, frame, header_block
 from tests.integration.conftest import Client, connected, serving
 from tests.processes import DEADLINE, SERVING
 
 MOST = 8
 TEN_TIMES = 10 * MOST
 ADD = "/recall.v1.MemoryService/AddMemory"
+GET = "/recall.v1.MemoryService/GetMemory"
 
 # Seconds in which an idle server would answer many times over, on a machine with much else to do.
 PROMPT = 2.0
@@ -133,6 +136,37 @@ def test_a_call_that_is_turned_away_is_not_even_decoded(database_url: str) -> No
         with pytest.raises(grpc.RpcError) as invalid:
             send_nonsense(client)
         assert invalid.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+@contextmanager
+def half_calls(server: Server, number: int) -> Iterator[None]:
+    """Calls of AddMemory and GetMemory that have begun, and whose requests never come."""
+    with ExitStack() as opened:
+        for method in [ADD, GET] * number:
+            connection = opened.enter_context(Connection(server.address, DEADLINE))
+            connection.open()
+            connection.send(frame(HEADERS, END_HEADERS, 1, header_block(call_headers(method.encode()))))
+        yield
+
+
+def _add_and_get(client: Client) -> None:
+    for _ in range(20):
+        client.memory.AddMemory(hello(), timeout=PROMPT)
+        client.memory.GetMemory(GetMemoryRequest(session_id="s"), timeout=PROMPT)
+
+
+def test_a_call_whose_request_does_not_come_holds_up_no_other(database_url: str) -> None:
+    with serving(database_url) as server, connected(server) as client, half_calls(server, 4):
+        _add_and_get(client)
+
+
+def test_it_would_if_it_were_waited_for_where_calls_gather(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control of the test above."""
+    monkeypatch.setattr(overload, "_gathered", overload._on)
+    with serving(database_url) as server, connected(server) as client, half_calls(server, 4):
+        with pytest.raises(grpc.RpcError) as stuck:
+            _add_and_get(client)
+        assert stuck.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 def test_a_stream_is_turned_away_like_any_call(database_url: str) -> None:

@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
-from recalld.errors import Overloaded
-from recalld.gathering import Gathering
+from recalld.errors import InvalidField, Overloaded
+from recalld.gathering import Gathering, aside
 from recalld.metrics import Metrics
 from recalld.services.status import abort
 from recalld.services.wrapping import Behaviour, Handler, is_beside
@@ -123,7 +123,7 @@ class TurnAway(grpc.ServerInterceptor):
             if method not in _GATHERED:
                 return handler
             gathered = self._gathered.get(method)
-            return gathered or self._gathered.setdefault(method, _on(self._gathering[method], handler))
+            return gathered or self._gathered.setdefault(method, _gathered(self._gathering[method], handler))
         return self._refusing.get(method) or self._refusing.setdefault(method, self._refuse(handler))
 
     def _refuse(self, handler: Handler) -> Handler:
@@ -139,6 +139,26 @@ class TurnAway(grpc.ServerInterceptor):
         if handler.response_streaming:
             return _on(self._quick, grpc.unary_stream_rpc_method_handler(stream))
         return _on(self._quick, grpc.unary_unary_rpc_method_handler(unary))
+
+
+def _gathered(threads: ThreadPoolExecutor, handler: Handler) -> Handler:
+    """The handler of a unary method, with its behaviour run by threads that gather.
+
+    gRPC waits for the request of a unary call on the thread that is to run the behaviour: a client that is slow to send
+    would hold up all calls of that thread. So gRPC is told that requests are streamed, which is the same on the wire,
+    and the one that there is is waited for aside.
+    """
+    behaviour = handler.unary_unary
+    assert behaviour is not None, "only unary methods gather"
+
+    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        request = aside(next, requests, None)
+        if request is None:
+            abort(context, InvalidField("request", "is missing"))
+        return behaviour(request, context)
+
+    answer.experimental_thread_pool = threads  # type: ignore[attr-defined]
+    return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
 
 
 def _on(threads: ThreadPoolExecutor, handler: Handler) -> Handler:
