@@ -101,6 +101,11 @@ def aside(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> 
     return result[0]
 
 
+def gathers() -> bool:
+    """Whether this thread gathers, so that there may be company to share work with."""
+    return _hub() is not None
+
+
 class Together:
     """Several calls as one, which is over when all of them are."""
 

@@ -27,10 +27,13 @@ _HEALTH: Final = "/grpc.health.v1.Health/"
 _QUICK_THREADS: Final = 2
 
 # The methods whose calls gather, each with its own kind; the threads of each, and how many calls one of these takes on
-# at a time.
+# at a time. A second thread would share the calls, and so make smaller groups.
 _GATHERED: Final = frozenset({"/recall.v1.MemoryService/AddMemory", "/recall.v1.MemoryService/GetMemory"})
-_GATHERING_THREADS: Final = 2
+_GATHERING_THREADS: Final = 1
 _MOST_GATHERED: Final = 32
+
+# Calls in progress from which on they gather: fewer would find no company, and are quicker on threads of their own.
+_COMPANY: Final = 4
 
 # Calls that may be on their way to being turned away. Beyond them gRPC does it, with fewer words.
 MOST_REFUSALS: Final = 1024
@@ -120,7 +123,7 @@ class TurnAway(grpc.ServerInterceptor):
             threads = self._health if method.startswith(_HEALTH) else self._reflection
             return self._beside.get(method) or self._beside.setdefault(method, _on(threads, handler))
         if self._threads.calls < self._threads.most:
-            if method not in _GATHERED:
+            if method not in _GATHERED or self._threads.calls < _COMPANY:
                 return handler
             gathered = self._gathered.get(method)
             return gathered or self._gathered.setdefault(method, _gathered(self._gathering[method], handler))

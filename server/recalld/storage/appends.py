@@ -14,7 +14,7 @@ from psycopg import errors as pg
 
 from recalld import metadata
 from recalld.domain import AddedMemory, AddedMessage, Call, NewMemory
-from recalld.gathering import Wish, as_one, aside, gather
+from recalld.gathering import Wish, as_one, aside, gather, gathers
 from recalld.storage.database import Connection, Database
 from recalld.storage.keys import message_id
 from recalld.storage.rows import Values
@@ -115,7 +115,7 @@ class Appends:
 
     def append(self, what: Append) -> AddedMemory | None:
         """None when nothing was done: the session is not there or not live, or the call is a repetition."""
-        if not self.grouping or not _small(what):
+        if not self.grouping or not gathers() or not _small(what):
             return aside(self._append_alone, what)
         wish = _Wish(what)
         with self._database.span():

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from recalld.domain import Call, Memory, Message, Session
-from recalld.gathering import Wish, as_one, aside, gather
+from recalld.gathering import Wish, as_one, aside, gather, gathers
 from recalld.limits import MAX_PAGE_BYTES
 from recalld.storage.database import Database
 from recalld.storage.rows import message_of, session_of
@@ -63,7 +63,7 @@ class Reads:
         self.grouping = True
 
     def read(self, what: Read) -> Memory:
-        if self.grouping and what.last_n <= _MOST_MESSAGES:
+        if self.grouping and gathers() and what.last_n <= _MOST_MESSAGES:
             wish = _Wish(what)
             with self._database.span():
                 gather(self._read, wish)
