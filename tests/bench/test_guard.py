@@ -25,8 +25,8 @@ pytestmark = [
 ]
 
 # The most that a call may cost, as a multiple of the echo's: measured, and a half more for noise.
-MOST_ADD: Final = 2.3
-MOST_GET: Final = 3.0
+MOST_ADD: Final = 2.6
+MOST_GET: Final = 3.2
 
 _ROUNDS: Final = 5
 _CALLS: Final = 1500
