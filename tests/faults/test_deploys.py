@@ -57,6 +57,10 @@ class Pair:
         ]
         return connect(f"ipv4:{','.join(self.addresses)}", options=options)
 
+    def await_calls_everywhere(self) -> None:
+        """Returns when calls come to both: the client may be connected to one sooner."""
+        wait_until(lambda: all("AddMemory" in server.stderr for server in self.servers), "no call comes to a server")
+
     def replace(self, index: int, number: signal.Signals = signal.SIGTERM) -> int:
         """Ends one server and starts another at its address; returns the exit code when calls come there again."""
         self.servers[index].signal(number)
@@ -86,7 +90,7 @@ def test_a_rolling_restart_fails_no_call_loses_nothing_and_doubles_nothing(pair:
 def test_a_crash_fails_calls_that_nobody_repeats(pair: Pair, database_url: str) -> None:
     """The control of the test above: what it counts does happen, to the same traffic."""
     with pair.client(retries=False) as client, Traffic(client, callers=12) as traffic:
-        traffic.wait_for_calls(50)
+        pair.await_calls_everywhere()
         with tables_locked(database_url):
             traffic.wait_until_stuck()  # some callers at each server
             pair.servers[0].signal(signal.SIGKILL)
@@ -96,7 +100,7 @@ def test_a_crash_fails_calls_that_nobody_repeats(pair: Pair, database_url: str) 
 
 def test_a_crash_fails_no_call_that_the_service_config_repeats(pair: Pair, database_url: str) -> None:
     with pair.client() as client, Traffic(client, callers=12) as traffic:
-        traffic.wait_for_calls(50)
+        pair.await_calls_everywhere()
         with tables_locked(database_url):
             traffic.wait_until_stuck()
             pair.servers[0].signal(signal.SIGKILL)

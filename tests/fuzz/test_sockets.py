@@ -117,7 +117,8 @@ def test_more_or_fewer_requests_than_one_do_no_harm(count: int, target: Target) 
     """Of several, gRPC hands on the first."""
     several: Any = target.channel.stream_unary(GET.decode())
     code = code_of(lambda: several(iter([_GET] * count), timeout=DEADLINE))
-    assert code is (grpc.StatusCode.OK if count else grpc.StatusCode.INVALID_ARGUMENT)
+    none = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMPLEMENTED}  # the latter by gRPC itself
+    assert code in ({grpc.StatusCode.OK} if count else none)
     target.lives()
 
 
