@@ -15,7 +15,7 @@ GRPCURL_VERSION := v1.9.4
 GHZ_VERSION := v0.93.0
 LOCAL_GRPCURL := $(if $(shell command -v go 2>/dev/null),.tools/grpcurl)
 
-BENCH := $(INSTALLED) .tools/ghz .tools/chart .tools/peers/installed
+BENCH := $(INSTALLED) .tools/ghz .tools/peers/installed
 
 # Writes the stubs of every proto below the directory $(1), and the service config beside them.
 protoc = PATH="$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc --proto_path=protos \
@@ -61,7 +61,7 @@ soak: SECONDS = 1200
 soak: $(INSTALLED) ## Run two servers under mixed load for SECONDS=1200, one killed now and then, and look for leaks
 	$(BIN)/python -m tests.soak --seconds $(SECONDS)
 
-bench: $(BENCH) ## Measure recalld beside its references, and say which targets it meets (25 minutes)
+bench: $(BENCH) ## Measure recalld beside its references, and say which targets it meets (ARGS="--rounds 3": 10 minutes)
 	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-quick: $(BENCH) ## The same in under 3 minutes, with less to rely on
@@ -72,10 +72,6 @@ guard: $(INSTALLED) .tools/ghz ## Check that a call takes the server no more CPU
 
 .tools/ghz: Makefile
 	GOBIN="$$PWD/.tools" go install github.com/bojand/ghz/cmd/ghz@$(GHZ_VERSION)
-	@touch $@
-
-.tools/chart: $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 # One that cannot be installed is told of in the results, and keeps none of the others from running.

@@ -29,6 +29,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 W = TypeVar("W", bound="Wish")
 
+# The call of what no caller waits for the end of.
+_NOBODYS: Final = LocalCall("")
+
 # The hub whose thread this is, if it is one's.
 _here = threading.local()
 
@@ -48,31 +51,22 @@ class Wish:
         self.error: Exception | None = None
         self._hub: _Hub | None = None
         self._greenlet: greenlet | None = None
-        self._resumed: threading.Event | None = None
 
     def resume(self) -> None:
         """What was pending is done. Called on any thread, once."""
-        if self._hub is not None:
-            self._hub.inbox.put(self)
-        else:
-            assert self._resumed is not None
-            self._resumed.set()
+        assert self._hub is not None
+        self._hub.inbox.put(self)
 
 
 def gather(work: Callable[[Sequence[W]], None], wish: W) -> None:
     """Has `work` done for the wish, and for all others of other calls that want the same work at this moment.
 
-    On a thread that does not gather, the work is done at once, for this wish alone. Raises what the work raises.
+    Only on a thread that gathers. Raises what the work raises.
     """
     hub = _hub()
-    if hub is None:
-        wish._resumed = threading.Event()
-        work([wish])
-        if wish.pending:
-            wish._resumed.wait()
-    else:
-        wish._hub, wish._greenlet = hub, getcurrent()
-        hub.greenlet.switch((work, wish))
+    assert hub is not None, "nobody gathers here"
+    wish._hub, wish._greenlet = hub, getcurrent()
+    hub.greenlet.switch((work, wish))
     if wish.error is not None:
         raise wish.error
 
@@ -82,7 +76,7 @@ def aside(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> 
     hub = _hub()
     if hub is None:
         return function(*arguments, **options)
-    errand = Wish(LocalCall(""))
+    errand = Wish(_NOBODYS)
     errand._hub, errand._greenlet = hub, getcurrent()
     context = copy_context()
     result: list[R] = []

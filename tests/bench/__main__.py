@@ -7,7 +7,6 @@ import sys
 import time
 import traceback
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -38,8 +37,6 @@ def main(
     known = [*(target.name for target in TARGETS), *(curve.__name__ for curve in CURVES)]
     if unknown := set(only) - set(known):
         raise click.UsageError(f"no such measurement: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    if chart_file and find_spec("matplotlib") is None:
-        raise click.UsageError("no matplotlib to draw with: pip install -c constraints.txt -e '.[bench]'")
     if not load.is_there():
         raise click.UsageError("no ghz to make the load: install Go, then `make .tools/ghz`")
     effort = QUICK if quick else FULL

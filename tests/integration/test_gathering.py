@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -114,10 +115,13 @@ def test_a_call_that_fails_takes_no_other_with_it(client: Client, statements: St
     client.memory.AddMemory(taken, timeout=DEADLINE)
     taken.messages[0].content = "another"
     with at_once(database_url, statements):
-        others = begin(client.memory.AddMemory, [adding(f"s{number}") for number in range(CALLS)])
+        others = begin(client.memory.AddMemory, [adding(f"s{number}") for number in range(CALLS // 2)])
         conflicting = client.memory.AddMemory.future(taken, timeout=DEADLINE)
+        others += begin(client.memory.AddMemory, [adding(f"s{number}") for number in range(CALLS // 2, CALLS)])
         nobodys = client.memory.AddMemory.future(adding("t", user_id="nobody"), timeout=DEADLINE)
     assert [call.result().messages[0].seq for call in others] == [1] * CALLS
+    # At most one more for each of the others: itself alone.
+    assert len(statements.texts) < 2 * CALLS
     assert conflicting.code() == grpc.StatusCode.ALREADY_EXISTS
     assert nobodys.code() == grpc.StatusCode.FAILED_PRECONDITION
     assert contents(client, "s") == ["first"]
@@ -154,6 +158,20 @@ def test_a_session_that_somebody_has_locked_holds_up_its_own_writers_only(client
         assert waiting() <= 5
     assert sorted(call.result().messages[0].seq for call in stuck) == list(range(2, CALLS + 2))
     assert len(contents(client, "free")) == CALLS + 1
+
+
+def test_those_who_wait_for_a_lock_in_vain_are_told_and_do_not_wait_anew(
+    statements: Statements, database_url: str
+) -> None:
+    limits = {"lock_timeout": timedelta(seconds=1)}
+    with serving(database_url, **limits) as server, connected(server) as client:
+        client.memory.AddMemory(adding("locked"), timeout=DEADLINE)
+        del statements.texts[:]
+        with row_locked(database_url, "default", "locked"):
+            stuck = begin(client.memory.AddMemory, [adding("locked", str(number)) for number in range(CALLS)])
+            assert {call.code() for call in stuck} == {grpc.StatusCode.ABORTED}
+        # The first few alone, the others together.
+        assert len(statements.texts) < CALLS / 2
 
 
 def test_a_caller_who_gives_up_is_told_in_time_and_the_others_go_on(

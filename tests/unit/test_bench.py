@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -237,7 +236,6 @@ def test_a_curve_goes_from_the_smallest_size_to_the_largest() -> None:
     assert series(_results(), PANELS[0]) == {"AddMemory": [(1, 200, 100, 300), (8, 200, 100, 300), (64, 200, 100, 300)]}
 
 
-@pytest.mark.skipif(find_spec("matplotlib") is None, reason="no matplotlib: it is in the extra bench")
 def test_the_chart_is_an_image_that_names_its_panels_and_lines(tmp_path: Path) -> None:
     draw(_results(), tmp_path / "chart.svg")
     said = "".join(ElementTree.parse(tmp_path / "chart.svg").getroot().itertext())

@@ -13,7 +13,7 @@ import pytest
 
 from recalld.domain import Call
 from recalld.errors import Cancelled, Contention, DeadlineExceeded
-from recalld.gathering import Gathering, Wish, as_one, aside, gather
+from recalld.gathering import Gathering, Wish, as_one, aside, gather, gathers
 from tests.faults.waiting import wait_until
 
 DEADLINE = 10.0
@@ -195,24 +195,13 @@ def test_what_is_done_aside_holds_up_nobody_and_comes_back_or_raises(one_thread:
     assert isinstance(calls[1].exception(DEADLINE), Contention)
 
 
-def test_on_any_other_thread_all_of_this_happens_at_once() -> None:
-    def done(wishes: Sequence[Wish]) -> None:
-        if len(wishes) != 1:
-            raise AssertionError
-        if isinstance(wishes[0].call, Asked) and wishes[0].call.over:
-            raise Contention
+def test_on_any_other_thread_nobody_gathers_and_what_is_done_aside_is_done_at_once() -> None:
+    assert not gathers()
+    assert aside(threading.current_thread) is threading.current_thread()
 
-    def put_off(wishes: Sequence[Wish]) -> None:
-        wishes[0].pending = True
-        threading.Timer(0.01, wishes[0].resume).start()
 
-    gather(done, Wish(Asked()))
-    gather(put_off, Wish(Asked()))
-    over = Asked()
-    over.end()
-    with pytest.raises(Contention):
-        gather(done, Wish(over))
-    assert aside(lambda: threading.current_thread()) is threading.current_thread()
+def test_on_such_a_thread_calls_gather(one_thread: Gathering) -> None:
+    assert one_thread.submit(gathers).result(DEADLINE)
 
 
 def test_after_the_shutdown_no_call_is_taken_on(one_thread: Gathering) -> None:

@@ -26,8 +26,8 @@ _SQL = statements("memory")
 CREATED: Final = 1
 UNDELETED: Final = 2
 
-# Calls in one statement.
-MOST_CALLS: Final = 32
+# Calls in one statement for those that waited for a lock.
+_MOST_CALLS: Final = 32
 
 # Sessions that are waited for at a time; each takes a connection too.
 _MOST_LOCKED: Final = 64
@@ -36,16 +36,11 @@ _MOST_LOCKED: Final = 64
 _MOST_MESSAGES: Final = 8
 MOST_CHARACTERS: Final = 16_384
 
-# What one call of a group can bring about for all of it. The group's transaction has rolled back, and each call goes on
-# by itself.
-_FAULT_OF_ONE: Final = (
-    pg.IntegrityError,
-    pg.DataError,
-    pg.ProgramLimitExceeded,
-    pg.LockNotAvailable,
-    pg.DeadlockDetected,
-    pg.SerializationFailure,
-)
+# What one call of a group can bring about for all of it. The transaction has rolled back; each call tries by itself.
+# Those who wait for one session together have all waited in vain when they get no lock.
+_FAULT: Final = (pg.IntegrityError, pg.DataError, pg.ProgramLimitExceeded)
+_CONTENTION: Final = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
+_FAULTS_OF_ONE: Final = {False: (*_FAULT, *_CONTENTION), True: _FAULT}
 
 # Of a session in append_group: it is locked by somebody else.
 _LOCKED: Final = 0
@@ -120,7 +115,7 @@ class Appends:
         wish = _Wish(what)
         with self._database.span():
             gather(self._append, wish)
-        return wish.added
+        return aside(self._append_alone, what) if wish.alone else wish.added
 
     def _append_alone(self, what: Append) -> AddedMemory | None:
         with self._database.connection(what.call) as connection:
@@ -144,7 +139,9 @@ class Appends:
         with self._database.connection(call, traced=False) as connection:
             try:
                 row = connection.execute(_SQL["append_group"], values).fetchone()
-            except _FAULT_OF_ONE:
+            except _FAULTS_OF_ONE[wait]:
+                for wish in wishes:
+                    wish.alone = len(wishes) > 1
                 return
         assert row is not None
         for wish, (number, before) in zip(wishes, places, strict=True):
@@ -190,17 +187,23 @@ class Appends:
             waiting = self._waiting[key]
             if not waiting:
                 del self._waiting[key]
-            return [waiting.popleft() for _ in range(min(len(waiting), MOST_CALLS))]
+            return [waiting.popleft() for _ in range(min(len(waiting), _MOST_CALLS))]
 
 
 class _Wish(Wish):
-    """An append, and what came of it: `locked` when its session was locked, and so nothing was done."""
+    """An append, and what came of it.
+
+    Attributes:
+        locked: nothing, since somebody has its session locked.
+        alone: nothing, since one of the group failed: it may be this, or not.
+    """
 
     def __init__(self, what: Append) -> None:
         super().__init__(what.call)
         self.what = what
         self.added: AddedMemory | None = None
         self.locked = False
+        self.alone = False
 
 
 def _small(what: Append) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
 from recalld.domain import Call, Memory, Message, Session
@@ -24,7 +24,7 @@ _MOST_BYTES: Final = 128 * 1024
 _SESSION_END = 2 + _SESSION_SQL["columns"].count(",")
 
 
-def _statement(wanted: str, session_key: str) -> str:
+def _statement(wanted: str, session_key: str) -> LiteralString:
     return compose(
         _SQL["get_memory"],
         wanted=_SQL[wanted],
