@@ -281,7 +281,7 @@ class PurgeQuery:
     session_id: str = ""
     user_id: str = ""
     dry_run: bool = False
-    batch_size: int = 1000
+    batch_size: int = 2000
 
 
 class PurgeProgress(NamedTuple):

@@ -33,7 +33,7 @@ DEFAULT_PAGE_SIZE: Final = 100
 MAX_PAGE_SIZE: Final = 1000
 DEFAULT_LAST_N: Final = 12
 MAX_LAST_N: Final = 1000
-DEFAULT_PURGE_BATCH: Final = 1000
+DEFAULT_PURGE_BATCH: Final = 2000
 MAX_PURGE_BATCH: Final = 10_000
 
 # A reply stays under the 4 MiB that gRPC clients accept by default; a chunk of a stream is smaller, so that a slow

@@ -35,7 +35,7 @@ class PurgeRequest(_message.Message):
     dry_run: _builtins.bool
     """Whether to only count what would be removed. Default: false."""
     batch_size: _builtins.int
-    """The most messages removed in one transaction. Default (0): 1,000. Above
+    """The most messages removed in one transaction. Default (0): 2,000. Above
     10,000 means 10,000; negative is an error.
     """
     @_builtins.property

@@ -90,7 +90,7 @@ class PurgeStore(SubjectStore):
             else:
                 names = ["remove_last"]
             for name in names:
-                sessions, messages = self._row(call, _SQL[name], values)
+                sessions, messages, *_ = self._row(call, _SQL[name], values)
                 yield sessions, messages
                 if sessions:
                     return
