@@ -15,6 +15,7 @@ from psycopg import errors as pg
 from recalld import metadata
 from recalld.domain import AddedMemory, AddedMessage, Call, NewMemory
 from recalld.gathering import Wish, as_one, aside, gather, gathers
+from recalld.storage.arrays import array
 from recalld.storage.database import Connection, Database
 from recalld.storage.keys import message_id
 from recalld.storage.rows import Values
@@ -135,7 +136,7 @@ class Appends:
         if not wishes:
             return
         time = self._clock()
-        values, places = _group_values([wish.what for wish in wishes], time, wait=wait)
+        values, places, counts = _group_values([wish.what for wish in wishes], time, wait=wait)
         with self._database.connection(call, traced=False) as connection:
             try:
                 row = connection.execute(_SQL["append_group"], values).fetchone()
@@ -148,7 +149,7 @@ class Appends:
             last_seq, outcome = row[0][number], row[1][number]
             wish.locked = last_seq == _LOCKED
             if last_seq:
-                first_seq = last_seq - values["counts"][number] + before + 1
+                first_seq = last_seq - counts[number] + before + 1
                 wish.added = _added(wish.what, first_seq, None if before else outcome, time)
 
     # --- sessions that somebody has locked
@@ -216,8 +217,13 @@ def _small(what: Append) -> bool:
     )
 
 
-def _group_values(group: Sequence[Append], time: datetime, *, wait: bool) -> tuple[Values, Sequence[tuple[int, int]]]:
-    """The parameters of one statement for all; for each the place of its session, and how many messages go before."""
+def _group_values(
+    group: Sequence[Append], time: datetime, *, wait: bool
+) -> tuple[Values, Sequence[tuple[int, int]], Sequence[int]]:
+    """The parameters of one statement for all.
+
+    For each also the place of its session, and how many messages go before; for each session how many it gets.
+    """
     firsts: dict[UUID, Append] = {}
     for what in group:
         firsts.setdefault(what.session_key, what)
@@ -233,30 +239,34 @@ def _group_values(group: Sequence[Append], time: datetime, *, wait: bool) -> tup
             sessions.append(number + 1)
             seqs.append(counts[number])
     sorted_firsts = [firsts[key] for key in keys]
-    return {
-        "session_keys": keys,
-        "namespaces": [first.call.namespace for first in sorted_firsts],
-        "session_ids": [first.memory.session_id for first in sorted_firsts],
-        "session_metadatas": [metadata.to_json(first.memory.metadata or {}) for first in sorted_firsts],
-        "creates": [first.create for first in sorted_firsts],
-        "counts": counts,
-        "wait": wait,
-        "time": time,
-        "sessions": sessions,
-        "places": seqs,
-        **message_values(group),
-    }, places
+    return (
+        {
+            "session_keys": array(keys),
+            "namespaces": array(first.call.namespace for first in sorted_firsts),
+            "session_ids": array(first.memory.session_id for first in sorted_firsts),
+            "session_metadatas": array(metadata.to_json(first.memory.metadata or {}) for first in sorted_firsts),
+            "creates": array(first.create for first in sorted_firsts),
+            "counts": array(counts),
+            "wait": wait,
+            "time": time,
+            "sessions": array(sessions),
+            "places": array(seqs),
+            **message_values(group),
+        },
+        places,
+        counts,
+    )
 
 
 def message_values(group: Sequence[Append]) -> Values:
-    """The messages as parameters, a list for each of their attributes."""
+    """The messages as parameters, an array for each of their attributes."""
     messages = [message for what in group for message in what.memory.messages]
     return {
-        "message_ids": [message.message_id for message in messages],
-        "roles": [message.role for message in messages],
-        "contents": [message.content for message in messages],
-        "metadatas": [document for what in group for document in what.metadatas],
-        "token_counts": [message.token_count or None for message in messages],
+        "message_ids": array(message.message_id for message in messages),
+        "roles": array(message.role for message in messages),
+        "contents": array(message.content for message in messages),
+        "metadatas": array(document for what in group for document in what.metadatas),
+        "token_counts": array(message.token_count or None for message in messages),
     }
 
 

@@ -25,6 +25,7 @@ from recalld.domain import (
 from recalld.gathering import aside
 from recalld.limits import MAX_EXAMINED, MAX_PAGE_BYTES, MAX_SEARCHED_NEWEST, MAX_SEARCHED_RARE
 from recalld.storage.appends import CREATED, UNDELETED, Append, Appends, append, message_values
+from recalld.storage.arrays import array
 from recalld.storage.database import Connection, Database
 from recalld.storage.distribution import distributed
 from recalld.storage.keys import seq_of, session_key
@@ -182,7 +183,7 @@ class MemoryStore(SubjectStore):
         make, or made for a message that was purged: nobody else may take it.
         """
         messages = what.memory.messages
-        values = {"session_key": what.session_key, "seqs": derived, **message_values([what])}
+        values = {"session_key": what.session_key, "seqs": array(derived), **message_values([what])}
         rows = connection.execute(_REPLAYED, values).fetchall()
         if any(derived):
             rows = sorted(rows + connection.execute(_REPLAYED_DERIVED, values).fetchall())

@@ -9,6 +9,7 @@ from uuid import UUID
 from recalld.domain import Call, Memory, Message, Session
 from recalld.gathering import Wish, as_one, aside, gather, gathers
 from recalld.limits import MAX_PAGE_BYTES
+from recalld.storage.arrays import array
 from recalld.storage.database import Database
 from recalld.storage.rows import message_of, session_of
 from recalld.storage.sql import compose, statements
@@ -84,10 +85,10 @@ class Reads:
             return
         wanted = [wish.what for wish in wishes]
         values = {
-            "session_keys": [what.session_key for what in wanted],
-            "last_ns": [what.last_n for what in wanted],
-            "max_tokens": [what.max_tokens for what in wanted],
-            "after_seqs": [what.after_seq for what in wanted],
+            "session_keys": array(what.session_key for what in wanted),
+            "last_ns": array(what.last_n for what in wanted),
+            "max_tokens": array(what.max_tokens for what in wanted),
+            "after_seqs": array(what.after_seq for what in wanted),
             "max_bytes": _MOST_BYTES,
         }
         with self._database.connection(call, traced=False) as connection:
