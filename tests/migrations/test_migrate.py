@@ -27,6 +27,7 @@ STEPS = [
     "0004_group_append",
     "0005_given_ids",
     "0006_search",
+    "0007_group_plan",
 ]
 
 
