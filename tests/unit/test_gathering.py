@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
 
@@ -13,7 +13,7 @@ import pytest
 
 from recalld.domain import Call
 from recalld.errors import Cancelled, Contention, DeadlineExceeded
-from recalld.gathering import Gathering, Wish, as_one, aside, gather, gathers
+from recalld.gathering import Gathering, SpareThreads, Wish, as_one, aside, gather, gathers
 from tests.faults.waiting import wait_until
 
 DEADLINE = 10.0
@@ -70,7 +70,7 @@ def work() -> Work:
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gathering]:
     """It stays alone: what takes long here is what the tests have it wait for."""
     monkeypatch.setattr("recalld.gathering._PATIENCE", 60.0)
-    threads = Gathering(1, most=3, aside=ThreadPoolExecutor(4).submit)
+    threads = Gathering(1, most=3, aside=SpareThreads("test").run)
     yield threads
     threads.shutdown()
 
@@ -102,9 +102,45 @@ def test_those_who_come_meanwhile_are_worked_for_together_in_their_order(work: W
     assert work.groups == [[first.result(DEADLINE)], results[:3], results[3:]]
 
 
+def test_a_call_that_is_on_its_way_is_waited_for(
+    work: Work, one_thread: Gathering, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recalld.gathering._MOST_MOMENTS", 10_000)
+    arrives, is_here = threading.Event(), threading.Event()
+
+    def comes() -> Wish:
+        aside(arrives.wait, DEADLINE)
+        wish = Wish(Asked())
+        gather(work, wish)
+        return wish
+
+    def stays() -> Wish:
+        is_here.set()
+        wish = Wish(Asked())
+        gather(work, wish)
+        return wish
+
+    coming, here = one_thread.submit(comes), one_thread.submit(stays)
+    assert is_here.wait(DEADLINE)
+    arrives.set()
+    work.go_on.release()
+    results = [here.result(DEADLINE), coming.result(DEADLINE)]
+    assert work.groups == [results]
+
+
+def test_a_call_that_does_not_come_is_not_waited_for_long(work: Work, one_thread: Gathering) -> None:
+    arrives = threading.Event()
+    coming = one_thread.submit(lambda: aside(arrives.wait, DEADLINE))
+    work.go_on.release()
+    wishing(one_thread, work).result(DEADLINE)
+    assert not coming.done()
+    arrives.set()
+    assert coming.result(DEADLINE)
+
+
 def test_while_one_thread_works_the_next_takes_on_calls(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("recalld.gathering._PATIENCE", 60.0)
-    threads = Gathering(2, most=8, aside=ThreadPoolExecutor(4).submit)
+    threads = Gathering(2, most=8, aside=SpareThreads("test").run)
     calls = [wishing(threads, work)]
     work.begun(1)
     calls.append(wishing(threads, work))
@@ -212,7 +248,7 @@ def test_after_the_shutdown_no_call_is_taken_on(one_thread: Gathering) -> None:
 
 
 def test_work_that_takes_too_long_does_not_keep_others_from_theirs_and_no_thread_too_many_stays(work: Work) -> None:
-    threads = Gathering(1, most=8, aside=ThreadPoolExecutor(4).submit)
+    threads = Gathering(1, most=8, aside=SpareThreads("test").run)
     stuck = [wishing(threads, work) for _ in range(1)]
     work.begun(1)
     stuck.append(wishing(threads, work))
@@ -294,7 +330,7 @@ def test_in_a_storm_every_call_ends_once_with_its_own_result() -> None:
             number = aside(int, number) if number % 5 == 0 else number
         return number
 
-    threads = Gathering(3, most=8, aside=ThreadPoolExecutor(4).submit)
+    threads = Gathering(3, most=8, aside=SpareThreads("test").run)
     calls = [threads.submit(call, number) for number in range(2000)]
     assert [call.result(60) for call in calls] == list(range(2000))
     assert put_off

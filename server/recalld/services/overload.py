@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import grpc
 
 from recalld.errors import InvalidField, Overloaded
-from recalld.gathering import Gathering, aside
+from recalld.gathering import Gathering, SpareThreads, aside
 from recalld.metrics import Metrics
 from recalld.services.status import abort
 from recalld.services.wrapping import Behaviour, Handler, is_beside
@@ -71,10 +71,8 @@ class CallThreads(ThreadPoolExecutor):
 class GatheredCalls(Gathering):
     """Threads for calls that gather, which count among the others."""
 
-    def __init__(self, calls: CallThreads) -> None:
-        # On the threads of the others, which are enough for all calls; it is counted already.
-        aside = functools.partial(ThreadPoolExecutor.submit, calls)
-        super().__init__(_GATHERING_THREADS, most=_MOST_GATHERED, aside=aside)
+    def __init__(self, calls: CallThreads, spare: SpareThreads) -> None:
+        super().__init__(_GATHERING_THREADS, most=_MOST_GATHERED, aside=spare.run)
         self._calls = calls
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
@@ -97,7 +95,8 @@ class TurnAway(grpc.ServerInterceptor):
         self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-quick")
         self._health = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-health-call")
         self._reflection = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-reflection")
-        self._gathering = {method: GatheredCalls(threads) for method in _GATHERED}
+        self._spare = SpareThreads("recalld-aside")
+        self._gathering = {method: GatheredCalls(threads, self._spare) for method in _GATHERED}
         self._gathered: dict[str, Handler] = {}
         self._refusing: dict[str, Handler] = {}
         self._beside: dict[str, Handler] = {}
@@ -106,6 +105,7 @@ class TurnAway(grpc.ServerInterceptor):
         """Lets its threads end."""
         for gathering in self._gathering.values():
             gathering.shutdown()
+        self._spare.close()
         self._quick.shutdown(wait=False)
         self._health.shutdown(wait=False)
         self._reflection.shutdown(wait=False)
