@@ -49,9 +49,12 @@ class Metrics:
         self.seconds = Histogram(
             "recalld_call_seconds", "How long calls took.", ["method"], registry=registry, buckets=_BUCKETS
         )
-        self.in_progress = Gauge(
+        # The contexts of calls, rather than a gauge to count up and down with each.
+        self.in_progress: set[object] = set()
+        self._in_progress = Gauge(
             "recalld_calls_in_progress", "Calls in progress.", registry=registry, multiprocess_mode="livesum"
         )
+        self._in_progress.set_function(lambda: len(self.in_progress))
         self.refused = Counter(
             "recalld_calls_refused", "Calls turned away because there were too many.", registry=registry
         )
@@ -88,3 +91,7 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         build.labels(__version__).set(1)
+
+    def share(self) -> None:
+        """Tells other processes what is counted only when asked. To be called now and then."""
+        self._in_progress.set(len(self.in_progress))
