@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from random import getrandbits
+from random import randbytes
 from time import perf_counter
 from typing import Any, Final
 
@@ -137,4 +137,4 @@ def _request_id(context: grpc.ServicerContext) -> str:
         if key == _REQUEST_ID and isinstance(value, str):
             return value[:_MOST_REQUEST_ID_CHARACTERS]
     # Not from the system's randomness: asking for that gives the interpreter's lock away, which costs far more.
-    return f"{getrandbits(64):016x}"
+    return randbytes(8).hex()
