@@ -256,6 +256,7 @@ class Server:
             purger.start()
             self._closing.callback(purger.stop)
         drained = threading.Event()
+        self._closing.callback(self.metrics.share_end)
         self._closing.callback(drained.set)
         server.start()
         self._closing.callback(self._drain, server)

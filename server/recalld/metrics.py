@@ -49,7 +49,7 @@ class Metrics:
         self.seconds = Histogram(
             "recalld_call_seconds", "How long calls took.", ["method"], registry=registry, buckets=_BUCKETS
         )
-        # The contexts of calls, rather than a gauge to count up and down with each.
+        # Each call, by its context. A gauge that went up and down with each would cost them more.
         self.in_progress: set[object] = set()
         self._in_progress = Gauge(
             "recalld_calls_in_progress", "Calls in progress.", registry=registry, multiprocess_mode="livesum"
@@ -93,5 +93,9 @@ class Metrics:
         build.labels(__version__).set(1)
 
     def share(self) -> None:
-        """Tells other processes what is counted only when asked. To be called now and then."""
+        """Shares with other processes what else is counted when somebody asks. To be called now and then."""
         self._in_progress.set(len(self.in_progress))
+
+    def share_end(self) -> None:
+        """Shares that no call is in progress, for good. Threads may still work on some, whose callers have gone."""
+        self._in_progress.set(0)
