@@ -255,19 +255,25 @@ class Server:
             )
             purger.start()
             self._closing.callback(purger.stop)
+        drained = threading.Event()
+        self._closing.callback(self.metrics.share_end)
+        self._closing.callback(drained.set)
         server.start()
         self._closing.callback(self._drain, server)
         self._closing.callback(self._hurried.wait, settings.shutdown_delay.total_seconds())
         health.start()
         self._closing.callback(health.stop)
-        threading.Thread(target=self._sample, args=(database, health), name="recalld-sample", daemon=True).start()
+        threading.Thread(
+            target=self._sample, args=(database, health, drained), name="recalld-sample", daemon=True
+        ).start()
 
     def _drain(self, server: grpc.Server) -> None:
         self._draining.set()
         server.stop(self._settings.shutdown_grace.total_seconds()).wait()
 
-    def _sample(self, database: Database, health: Health) -> None:
-        while not self._finished.wait(_SAMPLE_INTERVAL):
+    def _sample(self, database: Database, health: Health, drained: threading.Event) -> None:
+        while not drained.wait(_SAMPLE_INTERVAL):
+            self.metrics.share()
             usage = database.usage()
             self.metrics.pool_connections.labels("lent").set(usage.lent)
             self.metrics.pool_connections.labels("idle").set(max(0, usage.connections - usage.lent))

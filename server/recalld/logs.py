@@ -6,6 +6,7 @@ log collector could take for something else.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import signal
@@ -32,7 +33,7 @@ _REMINDER_INTERVAL: Final = 30.0
 def set_up(level: str, style: Literal["text", "json"]) -> None:
     """Has everything logged from now on, from this level up."""
     handler = _Batches(sys.stderr)
-    handler.setFormatter(_Json() if style == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Json() if style == "json" else _Text())
     # Not shown, but looked up for each event otherwise.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, handlers=[handler])
@@ -124,40 +125,49 @@ class _Batches(logging.Handler):
 class _Text(logging.Formatter):
     """Every event on a line, whatever libpq puts into its messages; only a traceback has more."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        line = escaped(" ".join(super().formatMessage(record).split()))
+    def format(self, record: logging.LogRecord) -> str:
+        moment = f"{_local_time(int(record.created))},{int(record.msecs):03}"
+        message = escaped(" ".join(record.getMessage().split()))
+        line = f"{moment} {record.levelname} {record.name}: {message}"
         known = record.__dict__
-        return line + "".join(f" {name}={_quoted(known[name])}" for name in _FIELDS if known.get(name, "") != "")
+        for name in _FIELDS:
+            if (value := known.get(name, "")) != "":
+                line += f" {name}={_quoted(value)}"
+        if record.exc_info:
+            line += "\n" + self.formatException(record.exc_info)
+        return line
 
 
 class _Json(logging.Formatter):
     """Every event is an object on a line of ASCII, a traceback in it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._encode = json.JSONEncoder(default=str).encode
-        self._second = (0, "")
+    _encode = json.JSONEncoder(default=str).encode
 
     def format(self, record: logging.LogRecord) -> str:
-        known = record.__dict__
         event: dict[str, Any] = {
-            "time": f"{self._up_to_second(int(record.created))}.{int(record.msecs):03}Z",
+            "time": f"{_utc(int(record.created))}.{int(record.msecs):03}Z",
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
+        known = record.__dict__
         for name in _FIELDS:
-            if known.get(name, "") != "":
-                event[name] = known[name]
+            if (value := known.get(name, "")) != "":
+                event[name] = value
         if record.exc_info:
             event["traceback"] = self.formatException(record.exc_info)
         return self._encode(event)
 
-    def _up_to_second(self, second: int) -> str:
-        """The time in UTC, made once a second."""
-        if self._second[0] != second:
-            self._second = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
-        return self._second[1]
+
+# A text serves all events of its second.
+@functools.lru_cache(maxsize=1)
+def _local_time(second: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))
+
+
+@functools.lru_cache(maxsize=1)
+def _utc(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
 
 
 def _quoted(value: Any) -> str:

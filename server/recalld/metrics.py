@@ -49,9 +49,12 @@ class Metrics:
         self.seconds = Histogram(
             "recalld_call_seconds", "How long calls took.", ["method"], registry=registry, buckets=_BUCKETS
         )
-        self.in_progress = Gauge(
+        # Each call, by its context. A gauge that went up and down with each would cost them more.
+        self.in_progress: set[object] = set()
+        self._in_progress = Gauge(
             "recalld_calls_in_progress", "Calls in progress.", registry=registry, multiprocess_mode="livesum"
         )
+        self._in_progress.set_function(lambda: len(self.in_progress))
         self.refused = Counter(
             "recalld_calls_refused", "Calls turned away because there were too many.", registry=registry
         )
@@ -88,3 +91,11 @@ class Metrics:
             multiprocess_mode="livemax",
         )
         build.labels(__version__).set(1)
+
+    def share(self) -> None:
+        """Shares with other processes what else is counted when somebody asks. To be called now and then."""
+        self._in_progress.set(len(self.in_progress))
+
+    def share_end(self) -> None:
+        """Shares that no call is in progress, for good. Threads may still work on some, whose callers have gone."""
+        self._in_progress.set(0)

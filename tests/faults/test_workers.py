@@ -266,6 +266,32 @@ def test_one_metrics_port_counts_the_calls_of_all_workers_the_dead_too(tmp_path:
         assert counted() == 3
 
 
+def test_one_metrics_port_shows_the_calls_in_progress_of_all_workers_also_while_they_drain(
+    tmp_path: Path, database_url: str
+) -> None:
+    metrics = f"127.0.0.1:{free_port()}"
+    in_progress = partial(metric, metrics, "recalld_calls_in_progress")
+    with (
+        tables_locked(database_url) as wait_for,
+        serving(tmp_path, database_url, "--metrics-listen", metrics) as server,
+        client_of_each(server) as [(_, one), (_, other)],
+    ):
+        request = GetMemoryRequest(session_id="s")
+        first, second, third = (
+            client.memory.GetMemory.future(request, timeout=DEADLINE) for client in (one, one, other)
+        )
+        wait_for(3)
+        wait_until(lambda: in_progress() == 3, "calls are missing")
+        server.signal(signal.SIGTERM)
+        wait_until(lambda: server.stderr.count("stopping on") == 1 + WORKERS, "they do not drain")
+        first.cancel()
+        wait_until(lambda: in_progress() == 2, "a call that has ended is in progress")
+        # The last of its worker, which ends with it.
+        third.cancel()
+        wait_until(lambda: in_progress() == 1, "a call of a worker that has ended is in progress")
+        second.cancel()
+
+
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
     """Not in pytest's directory: as root, Postgres is another user, and every pytest that starts locks others out."""
