@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -40,6 +41,9 @@ _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _BACKOFF: Final = (0.2, 1.0, 2.0, 5.0, 10.0)
 _LIVED: Final = 60.0
 
+# Objects made and not yet gone after which the collector looks for garbage. Python's own choice is 700.
+_COLLECT_AFTER: Final = 10_000
+
 # Seconds that a worker has to end, beyond its delay and grace, before it is killed.
 _EXIT_MARGIN: Final = 5.0
 
@@ -71,11 +75,22 @@ def _serve_here(server: Server, started: Callable[[str], None], *, metrics: str 
     _obey_signals(server.finish, server.cancel_calls)
     try:
         with server, _metrics_served(metrics, server.metrics.registry):
+            _tune_collector()
             started(server.address)
             server.wait()
     except EmbeddedPostgresError:
         if not server.finished:  # otherwise Ctrl-C interrupted initdb, which leaves nothing behind
             raise
+
+
+def _tune_collector() -> None:
+    """Collects garbage less often, and looks no more at what is there from the start and stays.
+
+    Calls leave next to no cycles behind, yet looking for them took a fifteenth of their CPU time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER)
 
 
 def _obey_signals(finish: Callable[[], None], hurry: Callable[[], None]) -> None:
