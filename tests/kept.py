@@ -147,7 +147,7 @@ class KeptSession:
 
         Raises MessageIdConflict.
         """
-        by_id: dict[UUID | None, KeptMessage] = {each.message.message_id: each for each in self.messages}
+        by_id: dict[str | None, KeptMessage] = {each.message.message_id: each for each in self.messages}
         for place, new in enumerate(messages):
             if new.message_id and new.message_id not in by_id and seq_of(self.key, new.message_id):
                 raise errors.InvalidField(f"messages[{place}].message_id", "is reserved for another message")
@@ -199,7 +199,7 @@ class Namespace:
             raise errors.SessionNotFound(session_id)
         return kept
 
-    def live_message(self, session_id: str, message_id: UUID) -> tuple[KeptSession, KeptMessage]:
+    def live_message(self, session_id: str, message_id: str) -> tuple[KeptSession, KeptMessage]:
         if (session := self.sessions.get(session_id)) is not None:
             for kept in session.messages:
                 if kept.message.message_id == message_id and kept.delete_time is None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import wraps
 from threading import Lock
 from typing import Concatenate, ParamSpec, TypeVar
-from uuid import NAMESPACE_OID, UUID, uuid5
+from uuid import NAMESPACE_OID, uuid5
 
 from recalld import domain, errors
 from recalld.domain import (
@@ -202,11 +202,11 @@ class ReferenceStore:
         return MessagePage(following[:limit], more=len(following) > limit)
 
     @_one_at_a_time
-    def get_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
+    def get_message(self, call: Call, session_id: str, message_id: str) -> Message:
         return self._namespaces[call.namespace].live_message(session_id, message_id)[1].message
 
     @_one_at_a_time
-    def update_message(self, call: Call, session_id: str, message_id: UUID, change: MessageChange) -> Message:
+    def update_message(self, call: Call, session_id: str, message_id: str, change: MessageChange) -> Message:
         session, kept = self._namespaces[call.namespace].live_message(session_id, message_id)
         old, now = kept.message, self._clock()
         kept.message = old._replace(
@@ -220,7 +220,7 @@ class ReferenceStore:
         return kept.message
 
     @_one_at_a_time
-    def delete_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
+    def delete_message(self, call: Call, session_id: str, message_id: str) -> Message:
         session, kept = self._namespaces[call.namespace].live_message(session_id, message_id)
         kept.delete_time = self._clock()
         session.set(kept.delete_time, message_count=session.session.message_count - 1)

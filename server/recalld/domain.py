@@ -39,7 +39,7 @@ class Session(NamedTuple):
 class Message(NamedTuple):
     """One turn. `token_count` is 0 when the caller did not count."""
 
-    message_id: UUID
+    message_id: str
     seq: int
     role: str
     content: str
@@ -102,7 +102,7 @@ class LocalCall:
 class NewMessage(NamedTuple):
     """A message to append. With an id, repeating the call is safe; without one the store makes it."""
 
-    message_id: UUID | None
+    message_id: str | None
     role: str
     content: str
     metadata: Metadata
@@ -127,7 +127,7 @@ class NewMemory:
 
 
 class AddedMessage(NamedTuple):
-    message_id: UUID
+    message_id: str
     seq: int
     create_time: datetime
 
@@ -339,13 +339,13 @@ class Store(Protocol):
     ) -> MessagePage:
         """The next `limit` messages behind `after_seq` (None: from the start), or fewer. Raises SessionNotFound."""
 
-    def get_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
+    def get_message(self, call: Call, session_id: str, message_id: str) -> Message:
         """Raises MessageNotFound."""
 
-    def update_message(self, call: Call, session_id: str, message_id: UUID, change: MessageChange) -> Message:
+    def update_message(self, call: Call, session_id: str, message_id: str, change: MessageChange) -> Message:
         """Raises MessageNotFound, LimitExceeded."""
 
-    def delete_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
+    def delete_message(self, call: Call, session_id: str, message_id: str) -> Message:
         """Raises MessageNotFound."""
 
     def clear_memory(self, call: Call, session_id: str) -> Session:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from recalld.domain import (
     AddedMemory,
@@ -26,10 +26,10 @@ EVERYTHING = 1_000_000
 
 def said(content: str, *, role: str = "user", metadata: Metadata | None = None, token_count: int = 0) -> NewMessage:
     """A message with an id of its own."""
-    return NewMessage(uuid4(), role, content, metadata or {}, token_count)
+    return NewMessage(str(uuid4()), role, content, metadata or {}, token_count)
 
 
-def id_of(message: NewMessage) -> UUID:
+def id_of(message: NewMessage) -> str:
     """The id of a message that was said."""
     assert message.message_id is not None
     return message.message_id

@@ -226,7 +226,7 @@ def test_an_id_with_other_content_conflicts_and_stores_nothing(store: Store, cal
     for other in _variants(second):
         with pytest.raises(MessageIdConflict) as refusal:
             store.add_memory(call, NewMemory("s", [first, other]))
-        assert refusal.value.resource_name == str(second.message_id)
+        assert refusal.value.resource_name == second.message_id
     assert store.get_session(call, "s") == before
     assert read(store, call, "s") == ["one", "two"]
 
@@ -237,7 +237,7 @@ def test_a_call_with_new_and_used_ids_conflicts_and_stores_nothing(store: Store,
     for messages in ([used, said("new")], [said("new"), used], [said("new"), used._replace(content="other")]):
         with pytest.raises(MessageIdConflict) as refusal:
             store.add_memory(call, NewMemory("s", messages))
-        assert refusal.value.resource_name == str(used.message_id)
+        assert refusal.value.resource_name == used.message_id
     assert read(store, call, "s") == ["one"]
     assert store.get_session(call, "s").last_seq == 1
 
@@ -247,7 +247,7 @@ def test_used_ids_in_another_order_or_with_gaps_conflict(store: Store, call: Cal
     store.add_memory(call, NewMemory("s", messages))
     with pytest.raises(MessageIdConflict) as refusal:
         store.add_memory(call, NewMemory("s", [one, three]))
-    assert refusal.value.resource_name == str(three.message_id)
+    assert refusal.value.resource_name == three.message_id
     with pytest.raises(MessageIdConflict):
         store.add_memory(call, NewMemory("s", [two, one]))
     assert read(store, call, "s") == ["one", "two", "three"]
@@ -401,7 +401,7 @@ def test_what_is_not_live_cannot_be_cleared(store: Store, call: Call, deleted: b
 
 def test_ids_made_elsewhere_do_not_matter(store: Store, call: Call) -> None:
     """UUIDs of any version are ids, not only random ones."""
-    message = said("one")._replace(message_id=uuid4())
-    nil = said("two")._replace(message_id=UUID(int=0))
+    message = said("one")._replace(message_id=str(uuid4()))
+    nil = said("two")._replace(message_id=str(UUID(int=0)))
     store.add_memory(call, NewMemory("s", [message, nil]))
     assert store.get_message(call, "s", id_of(nil)).content == "two"

@@ -28,7 +28,7 @@ from recalld.errors import NotFound, UserMissing
 from tests.contract.asking import id_of, purge, read, search, sessions, users, write
 from tests.contract.clock import Clock
 
-_MESSAGE = NewMessage(UUID(int=1), "user", "apple", {}, 0)
+_MESSAGE = NewMessage(str(UUID(int=1)), "user", "apple", {}, 0)
 
 
 def _fill(store: Store, call: Call) -> None:

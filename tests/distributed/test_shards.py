@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -83,7 +83,7 @@ def store(watched: Watched) -> PostgresStore:
     return store
 
 
-def message_id(store: PostgresStore) -> UUID:
+def message_id(store: PostgresStore) -> str:
     return store.get_memory(CALL, "s", 1, 0, 0).messages[0].message_id
 
 

@@ -159,7 +159,7 @@ class Forgetful(PostgresStore):
             return super().add_memory(call, memory)
         session = self.get_session(call, memory.session_id, show_deleted=True)
         messages = [
-            AddedMessage(each.message_id or uuid4(), seq, self._clock())
+            AddedMessage(each.message_id or str(uuid4()), seq, self._clock())
             for seq, each in enumerate(memory.messages, session.last_seq + 1)
         ]
         return AddedMemory(messages, session_created=False, session_undeleted=session.delete_time is not None)
@@ -169,7 +169,7 @@ class Doubling(PostgresStore):
     """Knows no repetition of a call."""
 
     def add_memory(self, call: Call, memory: NewMemory) -> AddedMemory:
-        renamed = [each._replace(message_id=uuid4()) for each in memory.messages]
+        renamed = [each._replace(message_id=str(uuid4())) for each in memory.messages]
         return super().add_memory(call, replace(memory, messages=renamed))
 
 

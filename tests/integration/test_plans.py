@@ -161,12 +161,12 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def said(content: str = "hi") -> NewMessage:
-    return NewMessage(uuid4(), "user", content, {}, 0)
+    return NewMessage(str(uuid4()), "user", content, {}, 0)
 
 
 def _get_unknown_message(store: PostgresStore) -> None:
     with pytest.raises(MessageNotFound):
-        store.get_message(CALL, "s3", UUID(int=0))
+        store.get_message(CALL, "s3", str(UUID(int=0)))
 
 
 def _list_sessions(store: PostgresStore, order: SessionOrder, after: Position | None) -> None:

@@ -151,7 +151,7 @@ class Machine(RuleBasedStateMachine):
 
     def live_addresses(self) -> list[tuple[str, str]]:
         return [
-            (session_id, str(message.message_id))
+            (session_id, message.message_id)
             for session_id in self.live_sessions()
             for message in self.sides.store.list_messages(_CALL, session_id, None, 100).messages
         ]

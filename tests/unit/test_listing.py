@@ -164,7 +164,7 @@ def test_search_results_too_large_for_a_reply_lose_the_worst() -> None:
     class RichStore(ReferenceStore):
         def search_memory(self, call: Call, query: SearchQuery) -> Sequence[Match]:
             contents = [f"{number}" + "x" * (limits.MIB - 1024) for number in range(9)]
-            found = [Message(UUID(int=1), 1, "user", content, {}, 0, NOW, NOW) for content in contents]
+            found = [Message(str(UUID(int=1)), 1, "user", content, {}, 0, NOW, NOW) for content in contents]
             return [Match("s", message, 9.0 - place) for place, message in enumerate(found)]
 
     response = Services(RichStore()).call(memory_pb2.SearchMemoryRequest(query="x"))

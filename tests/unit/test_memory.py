@@ -144,7 +144,7 @@ def test_an_update_changes_what_its_mask_names_or_what_is_not_empty(
     mask = None if paths is None else FieldMask(paths=paths)
     request = memory_pb2.UpdateMessageRequest(session_id="s", message_id=MESSAGE_ID, update_mask=mask, **arguments)
     assert services.call(request).message.message_id == MESSAGE_ID
-    assert store.calls[-1] == ("update_message", ("s", UUID(MESSAGE_ID), change), {})
+    assert store.calls[-1] == ("update_message", ("s", MESSAGE_ID, change), {})
 
 
 def test_clearing_keeps_the_session(services: Services) -> None:

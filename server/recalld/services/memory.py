@@ -166,7 +166,7 @@ def _new_messages(request: memory_pb2.AddMemoryRequest) -> list[NewMessage]:
     return messages
 
 
-def _message_ids(request: memory_pb2.AddMemoryRequest) -> list[UUID] | None:
+def _message_ids(request: memory_pb2.AddMemoryRequest) -> list[str] | None:
     """The id of each message: its own, or one that a repetition of the call derives again. None when none is given."""
     given = [
         validate.uuid(message.message_id, f"messages[{index}].message_id") if message.message_id else None
@@ -175,9 +175,9 @@ def _message_ids(request: memory_pb2.AddMemoryRequest) -> list[UUID] | None:
     seed = validate.uuid(request.request_id, "request_id") if request.request_id else next(filter(None, given), None)
     if seed is None:
         return None
-    ids: dict[UUID, None] = {}
+    ids: dict[str, None] = {}
     for index, own in enumerate(given):
-        message_id = own or uuid5(seed, str(index))
+        message_id = own or str(uuid5(UUID(seed), str(index)))
         if message_id in ids:
             raise InvalidField(f"messages[{index}].message_id", "is the id of an earlier message of this call")
         ids[message_id] = None
@@ -186,7 +186,7 @@ def _message_ids(request: memory_pb2.AddMemoryRequest) -> list[UUID] | None:
 
 def _address(
     request: memory_pb2.GetMessageRequest | memory_pb2.UpdateMessageRequest | memory_pb2.DeleteMessageRequest,
-) -> tuple[str, UUID]:
+) -> tuple[str, str]:
     return validate.identifier(request.session_id, "session_id"), validate.uuid(request.message_id, "message_id")
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import TypeVar
-from uuid import UUID
 
 from recall.v1 import admin_pb2, memory_pb2
 from recalld import limits
@@ -66,11 +65,11 @@ def without_nul(text: str, field: str) -> str:
     return text
 
 
-def uuid(text: str, field: str) -> UUID:
-    """A UUID in its canonical form, in either case."""
+def uuid(text: str, field: str) -> str:
+    """A UUID in its canonical form, in either case; here it is always in lower case."""
     if not _UUID.fullmatch(text):
         raise InvalidField(field, "must be a UUID such as 6f1c0b4e-8a1d-4c55-9d0e-2f3a7b9c1d20")
-    return UUID(text)
+    return text.lower()
 
 
 def _label(text: str, field: str, max_characters: int) -> str:

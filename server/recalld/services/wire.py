@@ -48,7 +48,7 @@ def message(session_id: str, source: domain.Message) -> memory_pb2.Message:
 
 def fill_message(target: memory_pb2.Message, session_id: str, source: domain.Message) -> None:
     """Puts a message into an empty one."""
-    target.message_id = str(source.message_id)
+    target.message_id = source.message_id
     target.session_id = session_id
     target.seq = source.seq
     target.role = source.role
@@ -65,7 +65,7 @@ def fill_message(target: memory_pb2.Message, session_id: str, source: domain.Mes
 
 
 def added_message(source: domain.AddedMessage) -> memory_pb2.AddedMessage:
-    target = memory_pb2.AddedMessage(message_id=str(source.message_id), seq=source.seq)
+    target = memory_pb2.AddedMessage(message_id=source.message_id, seq=source.seq)
     fill_timestamp(target.create_time, source.create_time)
     return target
 

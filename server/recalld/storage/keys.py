@@ -18,18 +18,23 @@ def user_key(namespace: str, user_id: str) -> UUID:
     return _key("user", namespace, user_id)
 
 
-def message_id(session_key: UUID, seq: int) -> UUID:
+def message_id(session_key: UUID, seq: int) -> str:
     """The id of a message whose caller gave none: a UUID of version 8 (RFC 9562), 48 bits of seq and 72 of the key."""
-    key = session_key.hex
-    return UUID(f"{seq:012x}8{key[:3]}8{key[3:18]}")
+    digits = f"{seq:012x}"
+    return f"{digits[:8]}-{digits[8:]}-{_end(session_key)}"
 
 
-def seq_of(session_key: UUID, message_id_: UUID) -> int | None:
+def seq_of(session_key: UUID, message_id_: str) -> int | None:
     """The seq of the message that `message_id` makes this id for; None when it makes it for none of the session."""
-    hexadecimal, key = message_id_.hex, session_key.hex
-    if hexadecimal[12:] != f"8{key[:3]}8{key[3:18]}":
+    if message_id_[14:] != _end(session_key):
         return None
-    return int(hexadecimal[:12], 16) or None
+    return int(message_id_[:8] + message_id_[9:13], 16) or None
+
+
+def _end(session_key: UUID) -> str:
+    """What the ids that we make for a session's messages have in common."""
+    key = session_key.hex
+    return f"8{key[:3]}-8{key[3:6]}-{key[6:18]}"
 
 
 def _key(kind: str, namespace: str, identifier: str) -> UUID:

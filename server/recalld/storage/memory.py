@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from uuid import UUID
 
 from psycopg import Rollback
 
@@ -106,15 +105,15 @@ class MemoryStore(SubjectStore):
         messages = [message_of(row[:-1]) for row in rows if row[0] is not None]
         return MessagePage(messages, more=bool(messages and rows[-1][-1]))
 
-    def get_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
+    def get_message(self, call: Call, session_id: str, message_id: str) -> Message:
         where, values = _address(call, session_id, message_id)
         with self._database.connection(call) as connection:
             row = connection.execute(_GET[where], values).fetchone()
         if row is None:
-            raise errors.MessageNotFound(str(message_id))
+            raise errors.MessageNotFound(message_id)
         return message_of(row)
 
-    def update_message(self, call: Call, session_id: str, message_id: UUID, change: MessageChange) -> Message:
+    def update_message(self, call: Call, session_id: str, message_id: str, change: MessageChange) -> Message:
         where, address = _address(call, session_id, message_id)
         values = {
             **address,
@@ -127,17 +126,17 @@ class MemoryStore(SubjectStore):
         with self._database.connection(call) as connection, connection.transaction():
             row = connection.execute(_UPDATE[where], values).fetchone()
             if row is None:
-                raise errors.MessageNotFound(str(message_id))
+                raise errors.MessageNotFound(message_id)
             message = message_of(row)
             check_merged(message.metadata)
             return message
 
-    def delete_message(self, call: Call, session_id: str, message_id: UUID) -> Message:
+    def delete_message(self, call: Call, session_id: str, message_id: str) -> Message:
         where, address = _address(call, session_id, message_id)
         with self._database.connection(call) as connection:
             row = connection.execute(_DELETE[where], {**address, **self._times()}).fetchone()
             if row is None:
-                raise errors.MessageNotFound(str(message_id))
+                raise errors.MessageNotFound(message_id)
             return message_of(row)
 
     def search_memory(self, call: Call, query: SearchQuery) -> Sequence[Match]:
@@ -235,7 +234,7 @@ class MemoryStore(SubjectStore):
         return None
 
 
-def _address(call: Call, session_id: str, message_id: UUID) -> tuple[str, Values]:
+def _address(call: Call, session_id: str, message_id: str) -> tuple[str, Values]:
     """How a message is found by its id: the name of the condition, and the values."""
     key = session_key(call.namespace, session_id)
     seq = seq_of(key, message_id)

@@ -1,5 +1,5 @@
 -- name: columns
-m.message_id, m.seq, m.role, m.content, m.metadata, m.token_count, m.create_time, m.update_time
+m.message_id::text, m.seq, m.role, m.content, m.metadata, m.token_count, m.create_time, m.update_time
 
 -- name: append
 select a.last_seq, a.outcome
