@@ -381,7 +381,7 @@ _PATIENCE: Final = 0.05
 
 # How often, and for how many seconds, a thread waits for calls that are on their way.
 _MOST_MOMENTS: Final = 3
-_MOMENT: Final = 0.00025
+_MOMENT: Final = 0.0005
 
 _Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 

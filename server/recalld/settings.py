@@ -146,6 +146,11 @@ class Settings(BaseSettings):
         le=256,
         description="Processes that serve, each with a pool and limits of its own. Python uses about one core in each.",
     )
+    worker_cpu_affinity: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Whether each of several workers keeps to one CPU: auto when there are at least as many workers as "
+        "CPUs that they may use, on always, off never. Only on Linux.",
+    )
     migrate: bool = Field(True, description="Whether to bring the database's schema up to date at start.")
     search_language: str = Field(
         "english",

@@ -125,6 +125,27 @@ def test_the_killed_workers_call_fails_where_nobody_repeats_it(tmp_path: Path, d
         assert calls[1].result(DEADLINE) in (1, 2)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has processes keep to a CPU")
+@pytest.mark.parametrize("affinity", ["auto", "on", "off"])
+def test_a_worker_keeps_to_one_cpu_as_told_and_so_does_the_one_that_replaces_it(
+    affinity: str, tmp_path: Path, database_url: str
+) -> None:
+    usable = psutil.Process().cpu_affinity()
+    kept = affinity == "on" or (affinity == "auto" and len(usable) <= WORKERS)
+    with serving(tmp_path, database_url, "--worker-cpu-affinity", affinity) as server:
+        used = [worker.cpu_affinity() for worker in workers(server)]
+        assert all(len(cpus) == 1 if kept else cpus == usable for cpus in used)
+        if kept:
+            assert len({cpu for [cpu] in used}) == min(WORKERS, len(usable))
+        assert psutil.Process(server.pid).cpu_affinity() == usable
+        [victim, survivor] = workers(server)
+        before = victim.cpu_affinity()
+        victim.kill()
+        wait_until(lambda: len(set(workers(server)) - {victim}) == WORKERS, "no worker takes its place")
+        [replacement] = set(workers(server)) - {survivor}
+        assert replacement.cpu_affinity() == before
+
+
 def test_a_worker_that_dies_again_and_again_is_started_at_growing_intervals(tmp_path: Path, database_url: str) -> None:
     with serving(tmp_path, database_url) as server:
         [victim, survivor] = workers(server)

@@ -50,6 +50,7 @@ GARBAGE = {
     "reflection": ["perhaps"],
     "shutdown_grace": ["nonsense", "-1", "2h"],
     "workers": ["nonsense", "0", "257"],
+    "worker_cpu_affinity": ["perhaps", "0"],
     "purge_interval": ["nonsense", "-1", "366d"],
     "lock_timeout": ["nonsense", "0", "2d"],
     "pooler": ["perhaps"],
