@@ -16,19 +16,29 @@ GET: Final = "recall.v1.MemoryService/GetMemory"
 # Seconds of each contender before anything counts: connections, prepared statements, caches.
 WARM_UP: Final = 0.6
 
+# Seconds of a turn of the contenders of `throughput`.
+_TURN: Final = 1.3
+
 
 def throughput(site: Site, effort: Effort) -> Outcome:
-    """AddMemory and GetMemory, each with its echo, with and without what recalld puts around a call; and pgbench."""
+    """AddMemory and GetMemory, each with its echo, with and without what recalld puts around a call; and pgbench.
+
+    For information also the echo of workers that do not keep to a CPU each. The kernel deals connections to workers
+    anew for each turn, and not evenly: so turns are shorter than elsewhere, and more.
+    """
     contenders: dict[str, Callable[[float], Figures]] = {}
     for name, method in (("AddMemory", ADD), ("GetMemory", GET)):
-        for suffix, server in (("", site.recalld), (" echo", site.echo), (" bare echo", site.bare)):
+        servers = {"": site.recalld, " echo": site.echo, " bare echo": site.bare, " echo on any CPU": site.roaming}
+        for suffix, server in servers.items():
             contenders[name + suffix] = partial(_call, site, server, method, name)
     pgbench = Pgbench(site)
     contenders["pgbench append"] = pgbench.append
     for warm_up in contenders.values():
         warm_up(WARM_UP)
-    timed = {name: partial(contender, effort.seconds) for name, contender in contenders.items()}
-    return Outcome(interleaved(timed, effort.rounds))
+    turns = max(effort.rounds, round(effort.rounds * effort.seconds / _TURN))
+    seconds = effort.rounds * effort.seconds / turns
+    timed = {name: partial(contender, seconds) for name, contender in contenders.items()}
+    return Outcome(interleaved(timed, turns))
 
 
 def _call(site: Site, server: Server, method: str, requests: str, seconds: float) -> Figures:

@@ -62,6 +62,7 @@ class Site:
     recalld: Server
     echo: Server
     bare: Server
+    roaming: Server
     client: Client
     requests: dict[str, Path] = field(default_factory=dict)
 
@@ -129,6 +130,7 @@ def site() -> Iterator[Site]:
             recalld,
             closing.enter_context(serving("tests.bench.echo", directory, url)),
             closing.enter_context(serving("tests.bench.bare", directory, url)),
+            closing.enter_context(serving("tests.bench.echo", directory, url, "--worker-cpu-affinity", "off")),
             client,
         )
         made.write("AddMemory", [added(f"write-{number}", [text]) for number, text in enumerate(said)])
@@ -137,15 +139,19 @@ def site() -> Iterator[Site]:
 
 
 @contextmanager
-def serving(module: str, directory: Path, database_url: str) -> Iterator[Server]:
-    """`python -m MODULE serve` with two workers, and otherwise as one gets it without any settings."""
+def serving(module: str, directory: Path, database_url: str, *arguments: str) -> Iterator[Server]:
+    """`python -m MODULE serve` with two workers, and otherwise as one gets it without any settings but these."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RECALLD_")}
     environment[ANSWERS_VARIABLE] = str(directory)
     command = [sys.executable, "-m", module, "serve", "--listen", "127.0.0.1:0", "--workers", str(WORKERS)]
     with (
-        (directory / f"{module}-{urlsplit(database_url).path[1:]}.log").open("w") as log,
+        (directory / f"{module}-{urlsplit(database_url).path[1:]}{''.join(arguments)}.log").open("w") as log,
         subprocess.Popen(
-            [*command, "--database-url", database_url], stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            [*command, "--database-url", database_url, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment,
         ) as popen,
     ):
         try:
