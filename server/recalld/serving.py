@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Final
 
@@ -184,7 +184,7 @@ class _Worker:
 def _work(settings: Settings, cpu: int | None, words: Connection) -> None:
     """The main function of a worker process."""
     if cpu is not None:
-        os.sched_setaffinity(0, [cpu])  # before there are threads, which take it over
+        _keep_to(cpu)  # before there are threads, which take it over
     # Ctrl-C goes to a terminal's whole process group, but only the supervisor is to hear it.
     os.setpgrp()
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
@@ -203,6 +203,13 @@ def _work(settings: Settings, cpu: int | None, words: Connection) -> None:
     except (SettingsError, StartError, MigrationError) as error:
         words.send(("failed", str(error)))
         raise SystemExit(1) from None
+
+
+def _keep_to(cpu: int) -> None:
+    """Has this process use one CPU, on which a thread that wakes lets the one that runs finish: that has the lock."""
+    with suppress(OSError):  # not allowed to: it works on any, a little slower
+        os.sched_setaffinity(0, [cpu])
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class _Supervisor:
@@ -273,7 +280,7 @@ def _cpus(settings: Settings) -> Sequence[int | None]:
 
     The threads of a process hand the interpreter's lock to one another with every call. Between CPUs each time is a
     wake-up and a struggle for the lock, which on one they are spared: it is a fifth of the CPU time of an AddMemory.
-    But who keeps to a CPU cannot make way for others there, so by itself nobody does who could.
+    But who keeps to a CPU cannot make way for others there, so by itself no worker does that has CPUs to move to.
     """
     usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     affinity = settings.worker_cpu_affinity

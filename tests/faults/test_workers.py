@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -135,6 +136,8 @@ def test_a_worker_keeps_to_one_cpu_as_told_and_so_does_the_one_that_replaces_it(
     with serving(tmp_path, database_url, "--worker-cpu-affinity", affinity) as server:
         used = [worker.cpu_affinity() for worker in workers(server)]
         assert all(len(cpus) == 1 if kept else cpus == usable for cpus in used)
+        policy = os.SCHED_BATCH if kept else os.SCHED_OTHER
+        assert all(os.sched_getscheduler(worker.pid) == policy for worker in workers(server))
         if kept:
             assert len({cpu for [cpu] in used}) == min(WORKERS, len(usable))
         assert psutil.Process(server.pid).cpu_affinity() == usable
