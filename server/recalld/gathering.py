@@ -29,6 +29,9 @@ P = ParamSpec("P")
 R = TypeVar("R")
 W = TypeVar("W", bound="Wish")
 
+# What is done aside; it returns what tells of its end.
+Errand = Callable[[], Callable[[], None]]
+
 # The call of what no caller waits for the end of.
 _NOBODYS: Final = LocalCall("")
 
@@ -81,12 +84,12 @@ def aside(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> 
     context = copy_context()
     result: list[R] = []
 
-    def run() -> None:
+    def run() -> Callable[[], None]:
         try:
             result.append(context.run(function, *arguments, **options))
         except Exception as error:
             errand.error = error
-        errand.resume()
+        return errand.resume
 
     hub.threads.aside(run)
     hub.greenlet.switch()
@@ -158,7 +161,7 @@ class Gathering(ThreadPoolExecutor):
         aside: has something done on a thread elsewhere.
     """
 
-    def __init__(self, threads: int, *, most: int, aside: Callable[[Callable[[], None]], object]) -> None:
+    def __init__(self, threads: int, *, most: int, aside: Callable[[Errand], None]) -> None:
         super().__init__(threads)
         self.aside = aside
         self._usual = threads
@@ -250,26 +253,26 @@ class Gathering(ThreadPoolExecutor):
 
 
 class SpareThreads:
-    """Threads for what nobody asks the outcome of: nothing waits for one, and each is kept for what comes later.
+    """As many threads as there are errands at a time: nothing waits for one, and each is kept for what comes later.
 
     With an executor's, a Future for each errand, a twentieth of the CPU time of an AddMemory went here.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._errands: SimpleQueue[Errand | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._threads = 0
         self._free = 0
 
-    def run(self, errand: Callable[[], None]) -> None:
+    def run(self, errand: Errand) -> None:
         """Has it run; it raises nothing."""
         with self._lock:
             if self._free:
                 self._free -= 1
             else:
                 self._threads += 1
-                threading.Thread(target=self._work, name=f"{self._name}-{self._threads}", daemon=True).start()
+                threading.Thread(target=self._work, name=f"{self._name}_{self._threads}", daemon=True).start()
         self._errands.put(errand)
 
     def close(self) -> None:
@@ -280,9 +283,11 @@ class SpareThreads:
 
     def _work(self) -> None:
         while (errand := self._errands.get()) is not None:
-            errand()
+            tell = errand()
+            # First: who hears of the end may come with the next errand.
             with self._lock:
                 self._free += 1
+            tell()
 
 
 class _Hub:

@@ -231,6 +231,32 @@ def test_what_is_done_aside_holds_up_nobody_and_comes_back_or_raises(one_thread:
     assert isinstance(calls[1].exception(DEADLINE), Contention)
 
 
+def test_there_are_no_more_threads_for_errands_than_errands_at_a_time() -> None:
+    spare = SpareThreads("spare")
+    over, go_on = threading.Event(), threading.Event()
+
+    def threads() -> int:
+        return sum(thread.name.startswith("spare_") for thread in threading.enumerate())
+
+    def one_of(left: int) -> Callable[[], Callable[[], None]]:
+        """The next is begun by who hears of the end of this one."""
+        return lambda: (lambda: spare.run(one_of(left - 1))) if left else over.set
+
+    def slow() -> Callable[[], None]:
+        assert go_on.wait(DEADLINE)
+        return over.set
+
+    spare.run(one_of(100))
+    assert over.wait(DEADLINE)
+    assert threads() == 1
+    spare.run(slow)
+    spare.run(slow)
+    assert threads() == 2
+    go_on.set()
+    spare.close()
+    wait_until(lambda: threads() == 0, "a thread stays")
+
+
 def test_on_any_other_thread_nobody_gathers_and_what_is_done_aside_is_done_at_once() -> None:
     assert not gathers()
     assert aside(threading.current_thread) is threading.current_thread()
