@@ -126,7 +126,7 @@ def test_during_the_delay_health_says_no_and_new_connections_are_served(tmp_path
 def test_without_a_delay_new_connections_are_refused(tmp_path: Path, database_url: str) -> None:
     """The control of the test above: what is served there is served because of the delay."""
     with (
-        running(tmp_path, ["--database-url", database_url]) as server,
+        running(tmp_path, ["--database-url", database_url, "--lock-timeout", "1m"]) as server,
         connect(server.address) as client,
         connect(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as late,
         ThreadPoolExecutor(1) as threads,
