@@ -16,6 +16,8 @@ from enum import Enum
 from typing import Any, NamedTuple, Protocol
 from uuid import UUID
 
+from recalld.limits import DEFAULT_PURGE_BATCH
+
 Metadata = dict[str, Any]
 
 
@@ -281,7 +283,7 @@ class PurgeQuery:
     session_id: str = ""
     user_id: str = ""
     dry_run: bool = False
-    batch_size: int = 2000
+    batch_size: int = DEFAULT_PURGE_BATCH
 
 
 class PurgeProgress(NamedTuple):

@@ -56,8 +56,8 @@ class Busy(Protocol):
 class Purger:
     """Purges every namespace once an interval, for all servers together.
 
-    It takes at most half the time of one connection: after each step, of at most 2,000 messages, it rests for as long
-    as the step took, and longer while calls wait.
+    It takes at most half the time of one connection: after each step, a batch of messages, it rests for as long as
+    the step took, and longer while calls wait.
 
     Args:
         store: what is purged.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,6 +13,10 @@ import psycopg
 import pytest
 
 from recalld.client import Client
+from recalld.domain import Call, LocalCall, NewMemory, PurgeQuery
+from recalld.storage import Database, PostgresStore, migrate
+from recalld.storage.rows import utc_now
+from tests.contract.asking import said
 from tests.faults.cluster import Cluster, cluster
 from tests.faults.ledger import Ledger, wrongs
 from tests.faults.replica import Replica, replica
@@ -98,6 +102,40 @@ def test_a_database_that_does_not_wait_for_its_disk_is_found_out(tmp_path: Path)
                     if lost := wrongs(database.url, acknowledged):
                         break
     assert any("is acknowledged and stored at []" in each for each in lost)
+
+
+@pytest.mark.parametrize("remove", [PostgresStore.delete_session, PostgresStore.clear_memory])
+def test_what_a_purge_has_finished_is_gone_for_good_and_what_others_write_meanwhile_is_kept(
+    remove: Callable[[PostgresStore, Call, str], object],
+) -> None:
+    call = LocalCall("default")
+    with cluster(wal_writer_delay="10s") as server:
+        migrate(server.url, "english")
+        with opened(server.url) as store:
+            store.add_memory(call, NewMemory("purged", [said(str(number)) for number in range(30)]))
+            remove(store, call, "purged")
+            purge = store.purge(call, PurgeQuery(utc_now(), batch_size=10))
+            assert next(purge).messages == 10  # which waited for nothing; what comes next has the same connection
+            store.add_memory(call, NewMemory("other", [said("kept")]))
+            kill(server)
+        with opened(server.url) as store:
+            assert [message.content for message in store.get_memory(call, "other", 12, 0, 0).messages] == ["kept"]
+            *_, done = store.purge(call, PurgeQuery(utc_now(), batch_size=10))
+            assert done.messages == 20
+            kill(server)
+        assert server.execute("select count(*) from recalld.tombstone") == [(0,)]
+        assert server.execute("select count(*) from recalld.message") == [(1,)]
+
+
+@contextmanager
+def opened(url: str) -> Iterator[PostgresStore]:
+    """A store that has one connection."""
+    database = Database(url, size=1)
+    database.open()
+    try:
+        yield PostgresStore(database)
+    finally:
+        database.close()
 
 
 @pytest.mark.parametrize(

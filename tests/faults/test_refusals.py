@@ -18,7 +18,7 @@ from recalld.domain import LocalCall
 from recalld.errors import DeadlineExceeded
 from recalld.storage import Database
 from tests.faults.cluster import cluster, system_user, temporary_directory
-from tests.faults.site import OK, POOL_SIZE, PROMPT, STORAGE_UNAVAILABLE, Caller, Site, becomes, site, told
+from tests.faults.site import OK, POOL_SIZE, PROMPT, STORAGE_UNAVAILABLE, Answer, Caller, Site, becomes, site, told
 from tests.processes import DEADLINE, SERVING, running
 
 CONTENTION = ("ABORTED", "CONTENTION")
@@ -138,16 +138,22 @@ def borrow(database: Database, call: Hurried) -> None:
 def test_a_database_that_takes_no_more_writes_is_unavailable_until_it_does(here: Site) -> None:
     """SQLSTATE 25006, as on the old primary after a failover."""
     writes_back = "alter system reset default_transaction_read_only"
-    with here.outage():
-        here.postgres.execute("alter system set default_transaction_read_only = on")
-        here.postgres.execute("select pg_reload_conf()")
-        assert becomes(lambda: here.caller.add("s").told != OK)
-        answers = [here.caller.add("s") for _ in range(POOL_SIZE)]
-        assert told(answers) == {STORAGE_UNAVAILABLE}
-        assert max(answer.seconds for answer in answers) < POOL_TIMEOUT + PROMPT
-    with here.postgres.connect(options="-c default_transaction_read_only=off") as connection:
-        connection.execute(writes_back)
-        connection.execute("select pg_reload_conf()")
+    answers: list[Answer] = []
+
+    def all_refused() -> bool:
+        answers[:] = [here.caller.add("s") for _ in range(POOL_SIZE)]
+        return told(answers) == {STORAGE_UNAVAILABLE}
+
+    try:
+        with here.outage():
+            here.postgres.execute("alter system set default_transaction_read_only = on")
+            here.postgres.execute("select pg_reload_conf()")
+            assert becomes(all_refused), told(answers)  # which each connection hears of in its own time
+            assert max(answer.seconds for answer in answers) < POOL_TIMEOUT + PROMPT
+    finally:
+        with here.postgres.connect(options="-c default_transaction_read_only=off") as connection:
+            connection.execute(writes_back)
+            connection.execute("select pg_reload_conf()")
     here.assert_whole_since(time.monotonic())
 
 

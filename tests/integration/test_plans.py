@@ -30,6 +30,7 @@ from recalld.domain import (
     SessionQuery,
 )
 from recalld.errors import MessageNotFound
+from recalld.gathering import Gathering, SpareThreads
 from recalld.storage import Database, PostgresStore
 from recalld.storage.database import Connection
 from recalld.storage.keys import session_key
@@ -39,6 +40,7 @@ SESSIONS = 20_000
 MESSAGES_EACH = 10
 BIG = 5_000  # messages of one session that is much longer than the planner's statistics make it
 PAGE = 100
+DEADLINE = 30.0
 CALL = LocalCall("default")
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
 
@@ -143,11 +145,13 @@ def store(watched: Watched) -> PostgresStore:
     return PostgresStore(watched)
 
 
-def plans_of(watched: Watched, action: Callable[[], Any], *, nested: bool = True) -> list[dict[str, Any]]:
-    """The plans of one run of the action, after enough others for Postgres to have settled on a plan."""
+def plans_of(
+    watched: Watched, action: Callable[[], Any], *, nested: bool = True, runs: int = 8
+) -> list[dict[str, Any]]:
+    """The plans of the last run of the action, after enough others for Postgres to have settled on a plan."""
     with watched.connection(CALL) as connection:
         connection.execute("select set_config('auto_explain.log_nested_statements', %s, false)", [str(nested)])
-    for _ in range(8):
+    for _ in range(runs):
         watched.plans.clear()
         watched.transactions = 0
         action()
@@ -221,6 +225,36 @@ def test_a_hot_path_uses_indexes_and_touches_no_more_rows_than_it_answers_with(
             # Rows that a filter drops are touched too. One more is the session's own.
             touched = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
             assert touched * node["Actual Loops"] <= most + 1, (node, plan)
+
+
+def test_groups_of_appends_share_a_plan_by_keys_be_it_made_when_the_tables_were_empty(databases: Databases) -> None:
+    with databases.copy() as url:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("vacuum analyze")  # so that the planner knows them to be empty
+            explain_everything(connection)
+        spare, watched = SpareThreads("aside"), Watched(url)
+        gathering = Gathering(1, most=1, aside=spare.run)
+        watched.open()
+        try:
+            store = PostgresStore(watched)
+            plans = plans_of(
+                watched,
+                lambda: gathering.submit(store.add_memory, CALL, NewMemory("s", [said()])).result(DEADLINE),
+                runs=1,
+            )
+        finally:
+            watched.close()
+            gathering.shutdown()
+            spare.close()
+
+    scans = [node for plan in plans for node in nodes(plan["Plan"]) if node.get("Relation Name") == "session"]
+    assert scans
+    for scan in scans:
+        assert scan["Node Type"] != "Seq Scan", scan
+    conditions = [node["Index Cond"] for plan in plans for node in nodes(plan["Plan"]) if "Index Cond" in node]
+    assert conditions
+    for condition in conditions:
+        assert "$" in condition, f"planned for the values of one group: {condition}"
 
 
 def test_a_filter_that_matches_nothing_examines_a_bounded_number_of_sessions(

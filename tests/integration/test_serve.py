@@ -29,6 +29,7 @@ from recall.v1.session_pb2 import DeleteSessionRequest
 from recall.v1.session_pb2_grpc import SessionServiceStub
 from recalld.app import Server, StartError
 from recalld.cli import run
+from recalld.embedded import postgres
 from recalld.settings import Settings
 from recalld.storage import MigrationError
 from tests.postgres import Databases
@@ -87,6 +88,12 @@ def test_it_says_where_it_listens_where_the_data_is_and_what_to_try(tmp_path: Pa
         assert data == f"data: embedded Postgres in {data_dir}"
         assert example.startswith("try:  grpcurl -plaintext -d '{")
         assert example.endswith(f"' {process.address} recall.v1.MemoryService/AddMemory")
+
+
+def test_its_database_has_the_locale_in_which_texts_are_made_searchable_fastest(tmp_path: Path, data_dir: Path) -> None:
+    with serving(tmp_path, data_dir), postgres(data_dir) as url, psycopg.connect(url) as connection:
+        locale = "select datlocprovider, datlocale from pg_database where datname = current_database()"
+        assert connection.execute(locale).fetchone() == ("b", "C.UTF-8")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
