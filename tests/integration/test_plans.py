@@ -6,10 +6,11 @@ The plans are those that really ran: auto_explain sends them along with the resu
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from threading import Event
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -227,25 +228,39 @@ def test_a_hot_path_uses_indexes_and_touches_no_more_rows_than_it_answers_with(
             assert touched * node["Actual Loops"] <= most + 1, (node, plan)
 
 
-def test_groups_of_appends_share_a_plan_by_keys_be_it_made_when_the_tables_were_empty(databases: Databases) -> None:
+@pytest.fixture
+def gathering() -> Iterator[Gathering]:
+    spare = SpareThreads("aside")
+    gathering = Gathering(1, most=32, aside=spare.run)
+    yield gathering
+    gathering.shutdown()
+    spare.close()
+
+
+def append_together(store: PostgresStore, gathering: Gathering, sessions: Sequence[str]) -> None:
+    """As many calls as sessions, which share a statement."""
+    all_there = Event()
+    gathering.submit(all_there.wait, DEADLINE)
+    calls = [gathering.submit(store.add_memory, CALL, NewMemory(session, [said()])) for session in sessions]
+    all_there.set()
+    for call in calls:
+        assert call.result(DEADLINE).messages
+
+
+def test_groups_of_appends_share_a_plan_by_keys_be_it_made_when_the_tables_were_empty(
+    databases: Databases, gathering: Gathering
+) -> None:
     with databases.copy() as url:
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("vacuum analyze")  # so that the planner knows them to be empty
             explain_everything(connection)
-        spare, watched = SpareThreads("aside"), Watched(url)
-        gathering = Gathering(1, most=1, aside=spare.run)
+        watched = Watched(url)
         watched.open()
         try:
             store = PostgresStore(watched)
-            plans = plans_of(
-                watched,
-                lambda: gathering.submit(store.add_memory, CALL, NewMemory("s", [said()])).result(DEADLINE),
-                runs=1,
-            )
+            plans = plans_of(watched, lambda: append_together(store, gathering, ["s1", "s2"]), runs=1)
         finally:
             watched.close()
-            gathering.shutdown()
-            spare.close()
 
     scans = [node for plan in plans for node in nodes(plan["Plan"]) if node.get("Relation Name") == "session"]
     assert scans
@@ -255,6 +270,17 @@ def test_groups_of_appends_share_a_plan_by_keys_be_it_made_when_the_tables_were_
     assert conditions
     for condition in conditions:
         assert "$" in condition, f"planned for the values of one group: {condition}"
+
+
+def test_a_group_of_appends_has_as_many_statements_for_many_sessions_as_for_two(
+    store: PostgresStore, watched: Watched, gathering: Gathering
+) -> None:
+    few, many = (
+        plans_of(watched, partial(append_together, store, gathering, [f"s{n}" for n in sessions]))
+        for sessions in (range(11, 13), range(21, 29))
+    )
+
+    assert len(few) == len(many) == 4, [plan["Query Text"] for plan in many]
 
 
 def test_a_filter_that_matches_nothing_examines_a_bounded_number_of_sessions(

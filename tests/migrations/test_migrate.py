@@ -28,6 +28,7 @@ STEPS = [
     "0005_given_ids",
     "0006_search",
     "0007_group_plan",
+    "0008_group_update",
 ]
 
 
