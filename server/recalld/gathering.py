@@ -159,11 +159,20 @@ class Gathering(ThreadPoolExecutor):
             their work for long, by a lock or a database that does not answer, there are more.
         most: calls that a thread takes on before it does what they want.
         aside: has something done on a thread elsewhere.
+        grouped: told each time for how many calls something is done at once.
     """
 
-    def __init__(self, threads: int, *, most: int, aside: Callable[[Errand], None]) -> None:
+    def __init__(
+        self,
+        threads: int,
+        *,
+        most: int,
+        aside: Callable[[Errand], None],
+        grouped: Callable[[int], None] = lambda _calls: None,
+    ) -> None:
         super().__init__(threads)
         self.aside = aside
+        self.grouped = grouped
         self._usual = threads
         self.most = most
         self._backlog: deque[_Task] = deque()
@@ -355,6 +364,7 @@ class _Hub:
         wanted, self._wanted = self._wanted, {}
         self.since = monotonic()
         for work, wishes in wanted.items():
+            self.threads.grouped(len(wishes))
             try:
                 work(wishes)
             except Exception as error:

@@ -15,13 +15,16 @@ from recalld import __version__
 # Seconds. A call takes a millisecond or a few; streams and purges can take any time.
 _BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
+# Calls: a group has at most 32.
+_GROUP_BUCKETS: Final = (1, 2, 4, 8, 16, 32)
+
 
 class CallMetrics:
     """The metrics of one method, looked up once and not with each call."""
 
     def __init__(self, metrics: Metrics, method: str) -> None:
         self._calls = metrics.calls
-        self._method = method.rpartition(".")[2]
+        self._method = _label(method)
         self._by_code: dict[str, Counter] = {}
         self.seconds = metrics.seconds.labels(self._method)
 
@@ -48,6 +51,13 @@ class Metrics:
         )
         self.seconds = Histogram(
             "recalld_call_seconds", "How long calls took.", ["method"], registry=registry, buckets=_BUCKETS
+        )
+        self._group_size = Histogram(
+            "recalld_group_size",
+            "How many calls were worked on at once, of those that share statements.",
+            ["method"],
+            registry=registry,
+            buckets=_GROUP_BUCKETS,
         )
         # Each call, by its context. A gauge that went up and down with each would cost them more.
         self.in_progress: set[object] = set()
@@ -92,6 +102,10 @@ class Metrics:
         )
         build.labels(__version__).set(1)
 
+    def group_sizes(self, method: str) -> Histogram:
+        """Where it is told how many calls of this method were worked on at once."""
+        return self._group_size.labels(_label(method))
+
     def share(self) -> None:
         """Shares with other processes what else is counted when somebody asks. To be called now and then."""
         self._in_progress.set(len(self.in_progress))
@@ -99,3 +113,8 @@ class Metrics:
     def share_end(self) -> None:
         """Shares that no call is in progress, for good. Threads may still work on some, whose callers have gone."""
         self._in_progress.set(0)
+
+
+def _label(method: str) -> str:
+    """A method without its package."""
+    return method.rpartition(".")[2]

@@ -82,6 +82,21 @@ def test_metrics_show_calls_that_wait_hold_connections_and_are_refused(tmp_path:
         assert metric(metrics, "recalld_calls_in_progress") == 0
 
 
+def test_metrics_tell_how_many_calls_shared_statements(tmp_path: Path, database_url: str) -> None:
+    metrics = f"127.0.0.1:{free_port()}"
+    arguments = ["--database-url", database_url, "--metrics-listen", metrics]
+    with running(tmp_path, arguments) as server, ThreadPoolExecutor(8) as threads:
+        with tables_locked(database_url) as wait_for:
+            calls = [threads.submit(add, server.address) for _ in range(8)]
+            wait_for(5)
+            wait_until(lambda: metric(metrics, "recalld_calls_in_progress") == 8, "not all calls have come")
+        for call in calls:
+            call.result(DEADLINE)
+        # The first four, of which each found fewer than four others, have a statement each.
+        assert metric(metrics, "recalld_group_size_sum", method="MemoryService/AddMemory") == 4
+        assert metric(metrics, "recalld_group_size_count", method="MemoryService/GetMemory") == 0
+
+
 def test_metrics_of_a_server_without_its_database_say_so(tmp_path: Path) -> None:
     metrics = f"127.0.0.1:{free_port()}"
     arguments = ["--database-url", "postgresql://127.0.0.1:1/none", "--metrics-listen", metrics]

@@ -94,12 +94,15 @@ def test_a_call_alone_waits_for_no_company(work: Work, one_thread: Gathering) ->
 
 
 def test_those_who_come_meanwhile_are_worked_for_together_in_their_order(work: Work, one_thread: Gathering) -> None:
+    sizes: list[int] = []
+    one_thread.grouped = sizes.append
     first = wishing(one_thread, work)
     work.begun(1)
     others = [wishing(one_thread, work) for _ in range(5)]
     work.go_on.release(3)
     results = [other.result(DEADLINE) for other in others]
     assert work.groups == [[first.result(DEADLINE)], results[:3], results[3:]]
+    assert sizes == [1, 3, 2]
 
 
 def test_a_call_that_is_on_its_way_is_waited_for(

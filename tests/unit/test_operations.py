@@ -146,6 +146,7 @@ def exposed() -> dict[str, set[str]]:
     """The labels of every series, by its name."""
     metrics = Metrics()
     CallMetrics(metrics, "/recall.v1.MemoryService/AddMemory").count("OK")
+    metrics.group_sizes("/recall.v1.MemoryService/AddMemory").observe(1)
     metrics.purged.labels("sessions").inc()
     metrics.pool_connections.labels("idle").set(1)
     series: dict[str, set[str]] = {}
@@ -184,9 +185,10 @@ def test_an_alert_asks_for_metrics_and_labels_that_there_are(expression: str) ->
 
 
 def test_the_metrics_that_are_named_elsewhere_are_there() -> None:
-    assert set(re.findall(r"recalld_(?:calls?|pool|database|purged?|build)\w*", PAGE)) <= {
+    assert set(re.findall(r"recalld_(?:calls?|group|pool|database|purged?|build)\w*", PAGE)) <= {
         *exposed(),
         "recalld_call_seconds",
+        "recalld_group_size",
     }
 
 

@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, TypeVar
 
 import grpc
+from prometheus_client import Histogram
 
 from recalld.errors import InvalidField, Overloaded
 from recalld.gathering import Gathering, SpareThreads, aside
@@ -71,8 +72,8 @@ class CallThreads(ThreadPoolExecutor):
 class GatheredCalls(Gathering):
     """Threads for calls that gather, which count among the others."""
 
-    def __init__(self, calls: CallThreads, spare: SpareThreads) -> None:
-        super().__init__(_GATHERING_THREADS, most=_MOST_GATHERED, aside=spare.run)
+    def __init__(self, calls: CallThreads, spare: SpareThreads, sizes: Histogram) -> None:
+        super().__init__(_GATHERING_THREADS, most=_MOST_GATHERED, aside=spare.run, grouped=sizes.observe)
         self._calls = calls
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
@@ -96,7 +97,9 @@ class TurnAway(grpc.ServerInterceptor):
         self._health = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-health-call")
         self._reflection = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-reflection")
         self._spare = SpareThreads("recalld-aside")
-        self._gathering = {method: GatheredCalls(threads, self._spare) for method in _GATHERED}
+        self._gathering = {
+            method: GatheredCalls(threads, self._spare, metrics.group_sizes(method)) for method in _GATHERED
+        }
         self._gathered: dict[str, Handler] = {}
         self._refusing: dict[str, Handler] = {}
         self._beside: dict[str, Handler] = {}

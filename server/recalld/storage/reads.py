@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
@@ -126,9 +127,5 @@ def _memory(rows: Sequence[Any]) -> Memory:
             session = session_of(row[1:_SESSION_END])
         else:
             messages.append(message_of(row[_SESSION_END:-1]))
-    messages.sort(key=_seq)
+    messages.sort(key=attrgetter("seq"))
     return Memory(session, messages)
-
-
-def _seq(message: Message) -> int:
-    return message.seq
