@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -88,6 +88,46 @@ def test_a_chunk_is_cut_to_1_mib_and_can_be_resumed_from(large: Services) -> Non
     assert 500_000 < max(chunk.ByteSize() for chunk in chunks) <= limits.MAX_CHUNK_BYTES
     resumed = large.stream(session_pb2.StreamSessionsRequest(resume_token=chunks[0].resume_token))
     assert resumed == chunks[1:]
+
+
+class Numbers:
+    """Rows to fetch, which a test can delete; it notes how many were asked for."""
+
+    def __init__(self, count: int) -> None:
+        self.rows = [(number, Position(NOW, UUID(int=number))) for number in range(1, count + 1)]
+        self.asked: list[int] = []
+
+    def fetch(self, after: Position | None, count: int) -> tuple[list[tuple[int, Position]], Position | None]:
+        self.asked.append(count)
+        found = [row for row in self.rows if after is None or row[1].key > after.key]
+        return found[:count], found[count - 1][1] if len(found) > count else None
+
+    def chunks(self, size: int) -> Iterator[list[int]]:
+        for messages, place in listing.chunks(
+            self.fetch, None, size, lambda number: session_pb2.Session(last_seq=number)
+        ):
+            assert place.key.int == messages[-1].last_seq
+            yield [message.last_seq for message in messages]
+
+
+def test_after_the_first_chunk_a_fetch_is_for_many() -> None:
+    numbers = Numbers(2005)
+    chunks = list(numbers.chunks(100))
+    assert [number for chunk in chunks for number in chunk] == list(range(1, 2006))
+    assert max(map(len, chunks)) == 100
+    assert numbers.asked == [100, 1000, 1000]
+
+
+def test_what_is_deleted_while_a_slow_reader_has_not_read_it_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(listing, "monotonic", lambda: now)
+    numbers = Numbers(50)
+    chunks = numbers.chunks(10)
+    assert next(chunks) == list(range(1, 11))
+    assert next(chunks) == list(range(11, 21))
+    del numbers.rows[20:35]
+    now = 2.0
+    assert list(chunks) == [list(range(36, 46)), list(range(46, 51))]
 
 
 def test_users_are_cut_alike(large: Services) -> None:

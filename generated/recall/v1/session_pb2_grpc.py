@@ -207,7 +207,8 @@ class SessionServiceServicer:
         """StreamSessions sends all sessions in chunks, with the completeness of
         ListSessions. Every chunk carries a resume_token: after a broken stream,
         the same request with the last token received goes on behind that chunk.
-        The server holds no database connection while the client reads.
+        The server holds no database connection while the client reads, and sends
+        nothing that it read more than a second before.
 
         Errors: INVALID_ARGUMENT (INVALID_PAGE_TOKEN) as for ListSessions.
         Safe to retry.

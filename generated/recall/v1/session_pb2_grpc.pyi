@@ -120,7 +120,8 @@ class SessionServiceStub:
     """StreamSessions sends all sessions in chunks, with the completeness of
     ListSessions. Every chunk carries a resume_token: after a broken stream,
     the same request with the last token received goes on behind that chunk.
-    The server holds no database connection while the client reads.
+    The server holds no database connection while the client reads, and sends
+    nothing that it read more than a second before.
 
     Errors: INVALID_ARGUMENT (INVALID_PAGE_TOKEN) as for ListSessions.
     Safe to retry.
@@ -218,7 +219,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """StreamSessions sends all sessions in chunks, with the completeness of
     ListSessions. Every chunk carries a resume_token: after a broken stream,
     the same request with the last token received goes on behind that chunk.
-    The server holds no database connection while the client reads.
+    The server holds no database connection while the client reads, and sends
+    nothing that it read more than a second before.
 
     Errors: INVALID_ARGUMENT (INVALID_PAGE_TOKEN) as for ListSessions.
     Safe to retry.
@@ -355,7 +357,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         """StreamSessions sends all sessions in chunks, with the completeness of
         ListSessions. Every chunk carries a resume_token: after a broken stream,
         the same request with the last token received goes on behind that chunk.
-        The server holds no database connection while the client reads.
+        The server holds no database connection while the client reads, and sends
+        nothing that it read more than a second before.
 
         Errors: INVALID_ARGUMENT (INVALID_PAGE_TOKEN) as for ListSessions.
         Safe to retry.

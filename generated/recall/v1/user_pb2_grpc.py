@@ -185,7 +185,8 @@ class UserServiceServicer:
         """StreamUsers sends all users in chunks, with the order and completeness of
         ListUsers. Every chunk carries a resume_token: after a broken stream, the
         same request with the last token received goes on behind that chunk. The
-        server holds no database connection while the client reads.
+        server holds no database connection while the client reads, and sends
+        nothing that it read more than a second before.
 
         Errors: INVALID_ARGUMENT (INVALID_PAGE_TOKEN) as for ListUsers. Safe to
         retry.

@@ -104,7 +104,8 @@ class UserServiceStub:
     """StreamUsers sends all users in chunks, with the order and completeness of
     ListUsers. Every chunk carries a resume_token: after a broken stream, the
     same request with the last token received goes on behind that chunk. The
-    server holds no database connection while the client reads.
+    server holds no database connection while the client reads, and sends
+    nothing that it read more than a second before.
 
     Errors: INVALID_ARGUMENT (INVALID_PAGE_TOKEN) as for ListUsers. Safe to
     retry.
@@ -186,7 +187,8 @@ class UserServiceAsyncStub(UserServiceStub):
     """StreamUsers sends all users in chunks, with the order and completeness of
     ListUsers. Every chunk carries a resume_token: after a broken stream, the
     same request with the last token received goes on behind that chunk. The
-    server holds no database connection while the client reads.
+    server holds no database connection while the client reads, and sends
+    nothing that it read more than a second before.
 
     Errors: INVALID_ARGUMENT (INVALID_PAGE_TOKEN) as for ListUsers. Safe to
     retry.
@@ -307,7 +309,8 @@ class UserServiceServicer(metaclass=_abc_1.ABCMeta):
         """StreamUsers sends all users in chunks, with the order and completeness of
         ListUsers. Every chunk carries a resume_token: after a broken stream, the
         same request with the last token received goes on behind that chunk. The
-        server holds no database connection while the client reads.
+        server holds no database connection while the client reads, and sends
+        nothing that it read more than a second before.
 
         Errors: INVALID_ARGUMENT (INVALID_PAGE_TOKEN) as for ListUsers. Safe to
         retry.

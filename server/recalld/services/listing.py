@@ -6,6 +6,7 @@ A row is something of the domain with the place behind it: a Position, or for me
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from time import monotonic
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -19,6 +20,12 @@ Target = TypeVar("Target", bound=Message)
 
 # A field's tag, and its length of up to 4 MiB: what a message costs in a repeated field besides its own bytes.
 _FRAME_BYTES = 5
+
+# Rows that a stream fetches at a time; fewer when they are large (see MAX_PAGE_BYTES).
+_FETCHED = 1000
+
+# Seconds for which rows may wait to be sent.
+_MOST_AGE = 1.0
 
 # What a reply carries besides its rows: a token.
 _TOKEN_BYTES = 64
@@ -44,25 +51,36 @@ def page(
 
 
 def chunks(
-    fetch: Callable[[Position | None], tuple[Sequence[tuple[Source, Position]], Position | None]],
+    fetch: Callable[[Position | None, int], tuple[Sequence[tuple[Source, Position]], Position | None]],
     after: Position | None,
+    size: int,
     convert: Callable[[Source], Target],
 ) -> Iterator[tuple[list[Target], Position]]:
     """All rows behind `after` in chunks of one reply each, with the place behind each chunk.
 
+    The first come at once. Later rows are fetched for several chunks, since a statement costs as much as many of them;
+    those that a slow reader leaves waiting are fetched anew: what has been deleted is not sent much later.
+
     Args:
-        fetch: returns the rows behind a place and where the next begin, None after the last ones; it is not called
-            while a chunk is being read.
+        fetch: returns at most so many rows behind a place, and where the next begin, None after the last ones; it is
+            not called while a chunk is being read.
+        size: the most rows in a chunk.
     """
-    following = after
+    following, count = after, size
     while True:
-        rows, following = fetch(following)
+        rows, following = fetch(following, count)
+        stale = monotonic() + _MOST_AGE
         while rows:
-            messages = _convert_fitting(rows, convert, limits.MAX_CHUNK_BYTES)
-            yield messages, rows[len(messages) - 1][1]
+            messages = _convert_fitting(rows[:size], convert, limits.MAX_CHUNK_BYTES)
+            place = rows[len(messages) - 1][1]
+            yield messages, place
             rows = rows[len(messages) :]
+            if rows and monotonic() > stale:
+                following = place
+                break
         if following is None:
             return
+        count = max(size, _FETCHED)
 
 
 def _convert_fitting(

@@ -104,11 +104,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         size = validate.page_size(request.chunk_size, "chunk_size")
         tokens = PageTokens(call.namespace, request)
 
-        def fetch(after: Position | None) -> tuple[Sequence[tuple[domain.Session, Position]], Position | None]:
-            found = self._store.list_sessions(call, query, after, size)
+        def fetch(
+            after: Position | None, count: int
+        ) -> tuple[Sequence[tuple[domain.Session, Position]], Position | None]:
+            found = self._store.list_sessions(call, query, after, count)
             return found.sessions, found.next
 
-        for sessions, position in listing.chunks(fetch, tokens.position(), self._wire):
+        for sessions, position in listing.chunks(fetch, tokens.position(), size, self._wire):
             yield session_pb2.StreamSessionsResponse(sessions=sessions, resume_token=tokens.at_position(position))
 
     def _wire(self, session: domain.Session) -> session_pb2.Session:

@@ -95,11 +95,11 @@ class UserServicer(user_pb2_grpc.UserServiceServicer):
         size = validate.page_size(request.chunk_size, "chunk_size")
         tokens = PageTokens(call.namespace, request)
 
-        def fetch(after: Position | None) -> tuple[Sequence[tuple[domain.User, Position]], Position | None]:
-            found = self._store.list_users(call, after, size, show_deleted=request.show_deleted)
+        def fetch(after: Position | None, count: int) -> tuple[Sequence[tuple[domain.User, Position]], Position | None]:
+            found = self._store.list_users(call, after, count, show_deleted=request.show_deleted)
             return found.users, found.next
 
-        for users, position in listing.chunks(fetch, tokens.position(), self._wire):
+        for users, position in listing.chunks(fetch, tokens.position(), size, self._wire):
             yield user_pb2.StreamUsersResponse(users=users, resume_token=tokens.at_position(position))
 
     def _wire(self, user: domain.User) -> user_pb2.User:
