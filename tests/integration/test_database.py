@@ -1,12 +1,15 @@
-"""What a call gets when there is no connection for it."""
+"""What a call gets when there is no connection for it, or not all of the schema."""
 
 from __future__ import annotations
 
+import psycopg
 import pytest
 
-from recalld.domain import LocalCall
+from recalld.domain import LocalCall, NewMemory
 from recalld.errors import Overloaded, ShuttingDown, StorageUnavailable
 from recalld.storage import Database, PostgresStore
+from tests.contract.asking import said
+from tests.postgres import open_database
 
 CALL = LocalCall("default")
 
@@ -53,3 +56,27 @@ def test_a_busy_pool_does_not_make_the_database_look_dead(database_url: str) -> 
             database.ping()
     finally:
         database.close()
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "schema recalld cascade",
+        "table recalld.message cascade",
+        "function recalld.append",
+        "function recalld.message_id cascade",
+    ],
+)
+def test_before_all_migrations_are_done_a_call_is_told_to_come_back(missing: str, database_url: str) -> None:
+    """A server that has just started takes calls while it migrates, and each step is there when it is done."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute(f"drop {missing}".encode())
+    with open_database(database_url) as database, pytest.raises(StorageUnavailable):
+        PostgresStore(database).add_memory(CALL, NewMemory("s", [said("hello")]))
+
+
+def test_before_a_column_is_there_a_call_is_told_to_come_back(database_url: str) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("alter table recalld.message drop column token_count")
+    with open_database(database_url) as database, pytest.raises(StorageUnavailable):
+        PostgresStore(database).list_messages(CALL, "s", None, 10)

@@ -67,8 +67,10 @@ _UNAVAILABLE: tuple[type[psycopg.Error], ...] = (
     psycopg.InterfaceError,  # the connection was lost before the statement was sent
     psycopg.OperationalError,  # lost connections, 57P0x shutdown and start-up, 53xxx out of disk, memory, connections
     pg.ReadOnlySqlTransaction,  # 25006: what was the primary is one no longer
-    pg.InvalidSchemaName,  # 3F000, 42P01: not migrated yet
+    pg.InvalidSchemaName,  # 3F000, 42P01, 42703, 42883: not migrated yet, or not to the end
     pg.UndefinedTable,
+    pg.UndefinedColumn,
+    pg.UndefinedFunction,
     pg.IdleInTransactionSessionTimeout,  # 25P03, a timeout of the database's own
 )
 _TOO_LONG = (pg.QueryCanceled, pg.TransactionTimeout)
