@@ -186,6 +186,8 @@ SQLSTATES: dict[str, type[errors.RecallError] | None] = {
     "28P01": errors.StorageUnavailable,
     "3F000": errors.StorageUnavailable,  # not there yet
     "42P01": errors.StorageUnavailable,
+    "42703": errors.StorageUnavailable,
+    "42883": errors.StorageUnavailable,
     "40001": errors.Contention,
     "40P01": errors.Contention,
     "55P03": errors.Contention,
@@ -207,7 +209,6 @@ SQLSTATES: dict[str, type[errors.RecallError] | None] = {
     "23502": None,
     "23505": None,
     "42501": None,
-    "42703": None,
     "54001": None,
     "XX000": None,
     "XX001": None,

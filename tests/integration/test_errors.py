@@ -21,8 +21,7 @@ def test_a_database_error_that_nobody_foresaw_is_internal_with_an_id_that_is_in_
     client: Client, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.sessions.CreateSession(CreateSessionRequest(session_id="s"), timeout=10)
-    with psycopg.connect(database_url) as connection:
-        connection.execute("alter function recalld.merge_patch rename to gone")
+    _break(database_url)
     update = UpdateSessionRequest(session_id="s")
     update.metadata.update({"a": 1})
 
@@ -36,8 +35,7 @@ def test_so_is_one_in_the_middle_of_a_stream(
     client: Client, database_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client.sessions.CreateSession(CreateSessionRequest(session_id="s"), timeout=10)
-    with psycopg.connect(database_url) as connection:
-        connection.execute("alter table recalld.session rename column version to gone")
+    _break(database_url)
 
     with pytest.raises(grpc.RpcError) as raised:
         list(client.sessions.StreamSessions(StreamSessionsRequest(), timeout=10))
@@ -57,6 +55,15 @@ def test_a_statement_that_takes_too_long_is_stopped_and_says_so(database_url: st
         assert raised.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert raised.value.details() == "the call takes longer than the server allows"
         client.sessions.DeleteSession(DeleteSessionRequest(session_id="s"), timeout=10)
+
+
+def _break(database_url: str) -> None:
+    """From now on whoever looks at a session divides by zero."""
+    with psycopg.connect(database_url) as connection:
+        connection.execute("alter table recalld.session rename to gone")
+        connection.execute(
+            "create view recalld.session as select * from recalld.gone where 1 / (version - version) = 1"
+        )
 
 
 def _is_opaque(error: grpc.RpcError, caplog: pytest.LogCaptureFixture) -> None:
