@@ -211,10 +211,11 @@ def test_an_update_that_gives_back_something_else_is_found(target: Target, monke
 def test_a_defect_is_reported_with_its_request_and_the_servers_log(database_url: str) -> None:
     with attacked(database_url) as target:
         with psycopg.connect(database_url) as connection:
-            connection.execute("alter table recalld.session rename column version to gone")
+            connection.execute("alter table recalld.session rename to gone")
+            connection.execute("create view recalld.session as select * from recalld.gone where 1 / 0 = 1")
         with pytest.raises(AssertionError) as raised:
             target.call(GetMemoryRequest(session_id="the one"))
     story = "\n".join([str(raised.value), *raised.value.__notes__])
     assert "INTERNAL" in story
     assert "the one" in story
-    assert "psycopg.errors.UndefinedColumn" in story
+    assert "psycopg.errors.DivisionByZero" in story
