@@ -110,12 +110,12 @@ class Numbers:
             yield [message.last_seq for message in messages]
 
 
-def test_after_the_first_chunk_a_fetch_is_for_many() -> None:
-    numbers = Numbers(2005)
+def test_after_the_first_chunk_fetches_are_for_more_and_more() -> None:
+    numbers = Numbers(2505)
     chunks = list(numbers.chunks(100))
-    assert [number for chunk in chunks for number in chunk] == list(range(1, 2006))
+    assert [number for chunk in chunks for number in chunk] == list(range(1, 2506))
     assert max(map(len, chunks)) == 100
-    assert numbers.asked == [100, 1000, 1000]
+    assert numbers.asked == [100, 200, 400, 800, 1000, 1000]
 
 
 def test_what_is_deleted_while_a_slow_reader_has_not_read_it_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +128,7 @@ def test_what_is_deleted_while_a_slow_reader_has_not_read_it_is_not_sent(monkeyp
     del numbers.rows[20:35]
     now = 2.0
     assert list(chunks) == [list(range(36, 46)), list(range(46, 51))]
+    assert numbers.asked == [10, 20, 10, 20]
 
 
 def test_users_are_cut_alike(large: Services) -> None:

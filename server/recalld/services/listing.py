@@ -21,7 +21,7 @@ Target = TypeVar("Target", bound=Message)
 # A field's tag, and its length of up to 4 MiB: what a message costs in a repeated field besides its own bytes.
 _FRAME_BYTES = 5
 
-# Rows that a stream fetches at a time; fewer when they are large (see MAX_PAGE_BYTES).
+# Rows that a stream fetches at a time, at most; fewer when they are large (see MAX_PAGE_BYTES).
 _FETCHED = 1000
 
 # Seconds for which rows may wait to be sent.
@@ -58,8 +58,9 @@ def chunks(
 ) -> Iterator[tuple[list[Target], Position]]:
     """All rows behind `after` in chunks of one reply each, with the place behind each chunk.
 
-    The first come at once. Later rows are fetched for several chunks, since a statement costs as much as many of them;
-    those that a slow reader leaves waiting are fetched anew: what has been deleted is not sent much later.
+    The first come at once. Later rows are fetched for more and more chunks, since a statement costs as much as many of
+    them; those that a slow reader leaves waiting are fetched anew, and for one chunk again: what has been deleted is
+    not sent much later, and little is fetched twice.
 
     Args:
         fetch: returns at most so many rows behind a place, and where the next begin, None after the last ones; it is
@@ -76,11 +77,12 @@ def chunks(
             yield messages, place
             rows = rows[len(messages) :]
             if rows and monotonic() > stale:
-                following = place
+                following, count = place, size
                 break
+        else:
+            count = max(size, min(2 * count, _FETCHED))
         if following is None:
             return
-        count = max(size, _FETCHED)
 
 
 def _convert_fitting(
