@@ -63,42 +63,45 @@ class _Session:
 
 @dataclass(frozen=True, slots=True)
 class _Purging:
-    """How far an open purge has come.
+    """An open purge, and what it will answer, None when its answer was lost.
 
     It removes what it finds, one tombstone after the other, each in a transaction of its own; others may write between
     them. What had been deleted before it was invoked it owes to remove, unless the session comes back to life.
     """
 
     call: int
+    answer: Purged | None
     owed: frozenset[int]
     owed_deletion: int | None
-    sessions: int = 0
-    messages: int = 0
 
-    def plus(self, sessions: int, messages: int) -> _Purging:
-        if self == _SOME_PURGE:
-            return self
-        return replace(self, sessions=self.sessions + sessions, messages=self.messages + messages)
-
-    def has_done(self, answer: Purged, session: _Session) -> bool:
-        return (
-            Purged(self.sessions, self.messages) == answer
-            and not (self.owed & session.tombstones)
-            and (self.owed_deletion is None or session.deletion != self.owed_deletion)
+    def owes(self, session: _Session) -> bool:
+        return bool(self.owed & session.tombstones) or (
+            self.owed_deletion is not None and session.deletion == self.owed_deletion
         )
 
 
 # Any number of purges of unknown outcome: they owe nothing, and nobody asks what they did.
-_SOME_PURGE: Final = _Purging(-1, frozenset(), None)
+_SOME_PURGE: Final = _Purging(-1, None, frozenset(), None)
+
+
+class _Removal(NamedTuple):
+    """A step that one of these open purges made. Which, is left open until one of them must have: each choice doubles
+    what is to be tried."""
+
+    purges: tuple[int, ...]
+    sessions: int
+    messages: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Configuration:
-    """A state that the answers so far allow, the open calls that have taken effect in it, and the open purges."""
+    """A state that the answers so far allow, the open calls that have taken effect in it, the open purges and what
+    they have removed, in order of its size."""
 
     session: _Session = _Session()
     effective: frozenset[int] = frozenset()
     purges: tuple[_Purging, ...] = ()
+    removals: tuple[_Removal, ...] = ()
 
 
 def contradictions(history: History) -> dict[str, str]:
@@ -169,24 +172,56 @@ def _memory(session: _Session, after_seq: int) -> Memory:
     return Memory(session.last_seq, len(messages), tuple(each for each in messages if each[0] > after_seq))
 
 
-# --- one step of a purge
+# --- the steps of purges
 
 
 def _purge_steps(configuration: _Configuration) -> Iterator[_Configuration]:
-    """What any of the open purges may do next."""
-    session, purges = configuration.session, configuration.purges
-    for place, purge in enumerate(purges):
-        before, after = purges[:place], purges[place + 1 :]
-        for tombstone in session.tombstones:
-            kept = tuple(each for each in session.stored if each.tombstone != tombstone)
-            progress = purge.plus(0, _count(session.stored) - _count(kept))
-            remains = replace(session, stored=kept)
-            yield replace(configuration, session=remains, purges=(*before, progress, *after))
-        if session.deletion is not None:
-            progress = purge.plus(1, _count(session.stored))
+    """What the open purges may do next."""
+    if not configuration.purges:
+        return
+    session = configuration.session
+    for tombstone in session.tombstones:
+        kept = tuple(each for each in session.stored if each.tombstone != tombstone)
+        removed = _removed(configuration, 0, _count(session.stored) - _count(kept))
+        if removed is not None:
+            yield replace(removed, session=replace(session, stored=kept))
+    if session.deletion is not None:
+        removed = _removed(configuration, 1, _count(session.stored))
+        if removed is not None:
             # Nobody owes anything any more: should the session be written again, it is another one.
-            settled = (replace(each, owed=frozenset(), owed_deletion=None) for each in (*before, progress, *after))
-            yield replace(configuration, session=_Session(), purges=tuple(settled))
+            settled = (replace(each, owed=frozenset(), owed_deletion=None) for each in removed.purges)
+            yield replace(removed, session=_Session(), purges=tuple(settled))
+
+
+def _removed(configuration: _Configuration, sessions: int, messages: int) -> _Configuration | None:
+    """With one removal more; None when that is more than all purges will have made when they have answered."""
+    purges, removals = configuration.purges, configuration.removals
+    if purges == (_SOME_PURGE,):
+        return configuration
+    removal = _Removal(tuple(sorted(each.call for each in purges)), sessions, messages)
+    removals = tuple(sorted((*removals, removal)))
+    answers = [each.answer for each in purges if each.answer is not None]
+    if _SOME_PURGE not in purges and (
+        sum(each.sessions for each in removals) > sum(each.sessions for each in answers)
+        or sum(each.messages for each in removals) > sum(each.messages for each in answers)
+    ):
+        return None
+    return replace(configuration, removals=removals)
+
+
+def _shares(call: int, rest: tuple[_Removal, ...], sessions: int, messages: int) -> Iterator[tuple[_Removal, ...]]:
+    """What is left of removals when a purge has made so many of them, for each way to choose these."""
+    if not rest:
+        if sessions == messages == 0:
+            yield ()
+        return
+    [first, *others] = rest
+    if call in first.purges and first.sessions <= sessions and first.messages <= messages:
+        yield from _shares(call, tuple(others), sessions - first.sessions, messages - first.messages)
+    remaining = tuple(each for each in first.purges if each != call)
+    if remaining:
+        kept = () if remaining == (_SOME_PURGE.call,) else (first._replace(purges=remaining),)
+        yield from ((*kept, *left) for left in _shares(call, tuple(others), sessions, messages))
 
 
 def _count(stored: tuple[_Stored, ...]) -> int:
@@ -258,8 +293,7 @@ def _after(configuration: _Configuration, moment: _Moment) -> Iterator[_Configur
             yield _Configuration(session=reached.session)
     elif moment.kind == "returned":
         for reached in _reachable(configuration, moment.open, until=call):
-            if (over := _over(reached, call)) is not None:
-                yield over
+            yield from _over(reached, call)
     elif isinstance(call.operation, Purge):
         yield _with_purge(configuration, call)
     else:
@@ -268,7 +302,11 @@ def _after(configuration: _Configuration, moment: _Moment) -> Iterator[_Configur
 
 def _with_purge(configuration: _Configuration, call: Call) -> _Configuration:
     session = configuration.session
-    purge = _Purging(call.number, session.tombstones, session.deletion) if call.answer else _SOME_PURGE
+    if call.answer is None:
+        purge = _SOME_PURGE
+    else:
+        assert isinstance(call.answer, Purged)
+        purge = _Purging(call.number, call.answer, session.tombstones, session.deletion)
     if purge in configuration.purges:
         return configuration
     return replace(configuration, purges=(*configuration.purges, purge))
@@ -277,13 +315,16 @@ def _with_purge(configuration: _Configuration, call: Call) -> _Configuration:
 def _reachable(
     configuration: _Configuration, pending: Iterable[Call], until: Call | None = None
 ) -> Iterator[_Configuration]:
-    """What open calls and purges may lead to, the least first; what comes after the end of a call can wait."""
+    """What open calls and purges may lead to, the least first; what comes after the end of a call can wait.
+
+    It cannot after that of a purge: another may have made the step that it would answer for, and it a later one.
+    """
     seen = {configuration}
     work = deque(seen)
     while work:
         reached = work.popleft()
         yield reached
-        if until is not None and _over(reached, until) is not None:
+        if until is not None and until.number in reached.effective:
             continue
         for following in _next(reached, pending):
             if following not in seen:
@@ -303,17 +344,19 @@ def _next(configuration: _Configuration, pending: Iterable[Call]) -> Iterator[_C
     yield from _purge_steps(configuration)
 
 
-def _over(configuration: _Configuration, call: Call) -> _Configuration | None:
-    """The configuration without a call that has taken effect in it; None when it has not."""
-    if isinstance(call.operation, Purge):
-        assert isinstance(call.answer, Purged)
-        [purge] = [each for each in configuration.purges if each.call == call.number]
-        if not purge.has_done(call.answer, configuration.session):
-            return None
-        return replace(configuration, purges=tuple(each for each in configuration.purges if each is not purge))
-    if call.number not in configuration.effective:
-        return None
-    return replace(configuration, effective=configuration.effective - {call.number})
+def _over(configuration: _Configuration, call: Call) -> Iterator[_Configuration]:
+    """What the configuration may be without a call that has returned; nothing when the call cannot have."""
+    if not isinstance(call.operation, Purge):
+        if call.number in configuration.effective:
+            yield replace(configuration, effective=configuration.effective - {call.number})
+        return
+    assert isinstance(call.answer, Purged)
+    [purge] = [each for each in configuration.purges if each.call == call.number]
+    if not purge.owes(configuration.session):
+        purges = tuple(each for each in configuration.purges if each is not purge)
+        answer = call.answer
+        for removals in set(_shares(call.number, configuration.removals, answer.sessions, answer.messages)):
+            yield replace(configuration, purges=purges, removals=tuple(sorted(removals)))
 
 
 def _story(moments: list[_Moment], configurations: list[_Configuration]) -> str:

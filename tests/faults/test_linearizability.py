@@ -196,6 +196,29 @@ def test_it_rejects(name: str) -> None:
     assert "no order explains" in contradictions(IMPOSSIBLE[name])["s"]
 
 
+def test_many_purges_of_many_deletions_can_be_checked() -> None:
+    """Which of them removed what is not tried out one by one: there are 6 ** 9 ways."""
+    lives = range(1, 10)
+    history = one_after_the_other(
+        *(
+            call
+            for seq in lives
+            for call in (
+                (Add(f"m{seq}", 1), added(seq, created=seq == 1, undeleted=seq > 1)),
+                (Delete(), Done(seq)),
+            )
+        )
+    )
+    purges = [Purged(0, 2), Purged(0, 0), Purged(0, 3), Purged(1, 1), Purged(0, 2), None]
+    for answer in purges:
+        number = len(history.calls)
+        history.calls.append(Call(number, number, "s", Purge(), 100 + number, 200 - number, answer))
+    assert contradictions(history) == {}
+
+    history.calls[-2].answer = Purged(0, 4)
+    assert "no order explains" in contradictions(history)["s"]
+
+
 def test_sessions_are_judged_apart() -> None:
     history = one_after_the_other(FIRST, (Get(), NO_SESSION))
     history.calls[1].session_id = "another"
