@@ -127,6 +127,33 @@ def test_what_a_purge_has_finished_is_gone_for_good_and_what_others_write_meanwh
         assert server.execute("select count(*) from recalld.message") == [(1,)]
 
 
+@pytest.mark.parametrize("batch_size", [1, 10, 1000])
+@pytest.mark.parametrize("remove", [PostgresStore.delete_session, PostgresStore.clear_memory])
+def test_a_purge_that_outlives_the_database_does_again_what_was_lost(
+    remove: Callable[[PostgresStore, Call, str], object], batch_size: int
+) -> None:
+    """Between two batches it has no connection, and so does not notice."""
+    call = LocalCall("default")
+    with cluster(wal_writer_delay="10s") as server:
+        migrate(server.url, "english")
+        with opened(server.url) as store:
+            store.add_memory(call, NewMemory("purged", [said(str(number)) for number in range(30)]))
+            store.add_memory(call, NewMemory("purged", [said(str(number)) for number in range(3)]))
+            remove(store, call, "purged")
+            store.add_memory(call, NewMemory("purged", [said("kept")]))
+            purge = store.purge(call, PurgeQuery(utc_now(), batch_size=batch_size))
+            removed = next(purge).messages
+            before = server.execute("select first_seq from recalld.tombstone")
+            kill(server)
+            if batch_size < 33:
+                assert removed == batch_size
+                assert server.execute("select first_seq from recalld.tombstone") < before, "nothing was lost"
+            *_, done = purge
+            assert done.messages >= 33
+        assert violations(server.url) == {}
+        assert server.execute("select content from recalld.message") == [("kept",)]
+
+
 @contextmanager
 def opened(url: str) -> Iterator[PostgresStore]:
     """A store that has one connection."""

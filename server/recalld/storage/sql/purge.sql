@@ -15,20 +15,27 @@ select t.session_key, t.last_seq, t.delete_time, t.first_seq, t.whole
 -- name: remove_batch
 -- Removes the first messages of a tombstone's range and records how far it came. The statement sees one moment, in which
 -- the tombstone still stands: so every message that it sees in the range is deleted, whoever else purges or writes.
--- Nobody waits for the disk: if the database fails now, the next purge does this batch again. What ends a tombstone does
--- wait, and for all before it too.
-with t as (
-    update recalld.tombstone as t
-       set first_seq = %(next_seq)s
+-- Nobody waits for the disk: if the database fails now, this batch is done again. What ends a tombstone does wait, and
+-- for all before it too. It is the tombstone that says where to begin, not who purges, who may have begun before the
+-- database failed.
+with old as (
+    select t.first_seq
+      from recalld.tombstone as t
      where t.session_key = %(session_key)s
        and t.last_seq = %(last_seq)s
        and t.delete_time = %(delete_time)s
-    returning t.session_key
+       for update
+), t as (
+    update recalld.tombstone as t
+       set first_seq = greatest(old.first_seq, %(next_seq)s)
+      from old
+     where t.session_key = %(session_key)s
+       and t.last_seq = %(last_seq)s
+       and t.delete_time = %(delete_time)s
 ), m as (
     delete from recalld.message as m
      where m.session_key = %(session_key)s
-       and (select count(*) from t) > 0
-       and m.seq >= %(first_seq)s
+       and m.seq >= (select old.first_seq from old)
        and m.seq < %(next_seq)s
     returning 1
 )
@@ -41,12 +48,11 @@ with t as (
      where t.session_key = %(session_key)s
        and t.last_seq = %(last_seq)s
        and t.delete_time = %(delete_time)s
-    returning t.session_key
+    returning t.first_seq
 ), m as (
     delete from recalld.message as m
      where m.session_key = %(session_key)s
-       and (select count(*) from t) > 0
-       and m.seq >= %(first_seq)s
+       and m.seq >= (select t.first_seq from t)
        and m.seq <= %(last_seq)s
     returning 1
 )
