@@ -53,6 +53,9 @@ _OPTIONS: Final[Mapping[str, int]] = {
     "grpc.max_reconnect_backoff_ms": 5_000,
 }
 
+# Of the ErrorInfo that recalld itself sends.
+_DOMAIN: Final = "recalld"
+
 # What RFC 6750 lets a bearer token have.
 _KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
@@ -228,14 +231,19 @@ class Reason:
 
 def reason_of(error: grpc.RpcError) -> Reason:
     """What the google.rpc.Status in an error of a call says."""
-    info, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    found, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     retry_after = None
-    status = rpc_status.from_call(error)
+    try:
+        status = rpc_status.from_call(error)
+    except ValueError:  # it contradicts the status of the call, as when something between has put in its own
+        status = None
     for detail in status.details if status is not None else ():
         if detail.Unpack(retry):
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
-        elif not detail.Unpack(info):
+        elif not detail.Unpack(found):
             detail.Unpack(request)
+    # What is between answers too, such as a proxy or a mesh, with reasons of its own.
+    info = found if found.domain == _DOMAIN else error_details_pb2.ErrorInfo()
     fields = {violation.field: violation.description for violation in request.field_violations}
     return Reason(info.reason, dict(info.metadata), fields, retry_after)
 

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
 from recall.v1.admin_pb2 import PurgeRequest
@@ -318,6 +319,26 @@ def test_an_error_that_is_not_recallds_has_no_reason(recorder: Recorder, ask: As
         ask(recorder, "memory.GetMemory", GetMemoryRequest())
     reason = reason_of(raised.value)
     assert (reason.reason, reason.metadata, reason.fields, reason.retry_after) == ("", {}, {}, None)
+
+
+@pytest.mark.parametrize(
+    ("domain", "said", "expected"),
+    [
+        ("recalld", "as told", ("OVERLOADED", {"a": "b"})),
+        ("mesh.example", "as told", ("", {})),
+        ("recalld", "not what the call's own status says", ("", {})),
+    ],
+)
+def test_a_reason_of_what_is_between_is_not_recallds(
+    domain: str, said: str, expected: tuple[str, dict[str, str]], recorder: Recorder, ask: Ask
+) -> None:
+    status = status_pb2.Status(code=grpc.StatusCode.INTERNAL.value[0], message=said)
+    status.details.add().Pack(error_details_pb2.ErrorInfo(reason="OVERLOADED", domain=domain, metadata={"a": "b"}))
+    recorder.fail(grpc.StatusCode.INTERNAL, ("grpc-status-details-bin", status.SerializeToString()))
+    with pytest.raises(grpc.RpcError) as raised:
+        ask(recorder, "memory.GetMemory", GetMemoryRequest())
+    reason = reason_of(raised.value)
+    assert (reason.reason, reason.metadata) == expected
 
 
 def test_it_needs_nothing_of_the_server() -> None:
