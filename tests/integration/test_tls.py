@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,6 +136,35 @@ def test_with_tls_a_client_that_trusts_the_authority_is_served_and_no_other(
             assert not is_connected(caller)
         with grpc.insecure_channel(server.address) as channel:
             assert not is_connected(Caller(channel))
+
+
+@pytest.mark.parametrize(
+    ("version", "spoken"),
+    [
+        (ssl.TLSVersion.TLSv1, False),
+        (ssl.TLSVersion.TLSv1_1, False),
+        (ssl.TLSVersion.TLSv1_2, True),
+        (ssl.TLSVersion.TLSv1_3, True),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the versions that are refused
+def test_it_speaks_no_tls_older_than_1_2(
+    version: ssl.TLSVersion, spoken: bool, database_url: str, files: Files
+) -> None:
+    context = ssl.create_default_context(cafile=files.authority.cert_file)
+    context.set_ciphers("DEFAULT:@SECLEVEL=0")  # otherwise this end would not speak them either
+    context.minimum_version = context.maximum_version = version
+    context.set_alpn_protocols(["h2"])
+    with ready(database_url, files, **files.tls) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=10) as plain:
+            if spoken:
+                with context.wrap_socket(plain, server_hostname=host) as connection:
+                    assert connection.version() == version.name.replace("_", ".")
+            else:
+                # It is the server that ends it: this end would say that it has no such protocol or cipher.
+                with pytest.raises(OSError, match=r"(?i)eof|reset|protocol.version"):
+                    context.wrap_socket(plain, server_hostname=host)
 
 
 def test_a_server_whose_certificate_expired_is_not_trusted(
