@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 from recalld.limits import DEFAULT_PURGE_BATCH
@@ -96,6 +96,10 @@ class LocalCall:
 
     def when_over(self, callback: Callable[[], None]) -> bool:
         return True
+
+
+# The call of what is in no namespace, or in all.
+NOBODYS: Final = LocalCall("")
 
 
 # --- what is asked

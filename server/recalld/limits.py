@@ -1,7 +1,7 @@
 """Every limit and default of the API, named once.
 
-The proto comments, the README's table and `recalld config` state the same numbers; tests/unit/test_limits.py ties them
-together.
+The proto comments, the README's table and `recalld config` state the same numbers; tests/unit/test_limits.py and
+tests/unit/test_readme.py tie them together.
 """
 
 from __future__ import annotations
@@ -44,9 +44,12 @@ MAX_CHUNK_BYTES: Final = 1 * MIB
 # Rows that one page may examine for a filter that no index answers, before it is sent as short as it is.
 MAX_EXAMINED: Final = 10_000
 
-# Messages that one search may look at: the newest, and those that have rare terms of the query.
+# Messages that one search may look at: the newest, and those that have rare terms of the query. Of each, so many
+# characters; of the sessions in its scope, so many to tell how large that is.
 MAX_SEARCHED_NEWEST: Final = 2_000
 MAX_SEARCHED_RARE: Final = 5_000
+MAX_SEARCHED_CHARACTERS: Final = 65_536
+MAX_SEARCHED_SESSIONS: Final = 10_000
 
 # How long deleted data is kept before purging may remove it.
 DEFAULT_RETENTION: Final = timedelta(days=30)

@@ -69,13 +69,16 @@ LIMITS = {
     "a namespace's name": f"1 to {limits.MAX_NAMESPACE_CHARACTERS} visible characters",
     "messages that one search looks at": (
         f"the newest {limits.MAX_SEARCHED_NEWEST:,}, and {limits.MAX_SEARCHED_RARE:,} that have rare words"
+        f" of the query, however many there are; of each the first {limits.MAX_SEARCHED_CHARACTERS:,} characters"
     ),
     "sessions examined for one page": f"{limits.MAX_EXAMINED:,}",
 }
 
-# Named elsewhere: a setting's default, the world that everything belongs to, and what credentials must be.
+# Named elsewhere: a setting's default, the world that everything belongs to, what credentials must be, and how large a
+# scope a search takes for large.
 NOT_IN_THE_TABLE = {
     *("KIB", "MIB", "DEFAULT_RETENTION", "DEFAULT_NAMESPACE", "REVOCATION_SECONDS", "LEAST_SECRET_BYTES"),
+    "MAX_SEARCHED_SESSIONS",
 }
 
 

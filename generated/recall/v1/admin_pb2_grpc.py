@@ -31,13 +31,17 @@ class AdminServiceStub:
     Where authentication is on, every RPC needs a credential with the scope
     `admin`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
-    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
-    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
-    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
-    SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named here. Every RPC can answer
+    INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the field),
+    UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN),
+    DEADLINE_EXCEEDED and CANCELLED (each with the reason of the same name, unless
+    the caller has gone before it) and INTERNAL (INTERNAL). What gRPC itself
+    refuses carries none: a request above 4 MiB or metadata of a call above 16 KiB
+    (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -59,13 +63,17 @@ class AdminServiceServicer:
     Where authentication is on, every RPC needs a credential with the scope
     `admin`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
-    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
-    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
-    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
-    SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named here. Every RPC can answer
+    INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the field),
+    UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN),
+    DEADLINE_EXCEEDED and CANCELLED (each with the reason of the same name, unless
+    the caller has gone before it) and INTERNAL (INTERNAL). What gRPC itself
+    refuses carries none: a request above 4 MiB or metadata of a call above 16 KiB
+    (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     def Purge(self, request, context):
@@ -104,13 +112,17 @@ class AdminService:
     Where authentication is on, every RPC needs a credential with the scope
     `admin`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld". Every RPC can
-    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
-    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
-    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
-    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
-    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
-    SHUTTING_DOWN) and INTERNAL (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named here. Every RPC can answer
+    INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the field),
+    UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
+    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
+    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
+    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN),
+    DEADLINE_EXCEEDED and CANCELLED (each with the reason of the same name, unless
+    the caller has gone before it) and INTERNAL (INTERNAL). What gRPC itself
+    refuses carries none: a request above 4 MiB or metadata of a call above 16 KiB
+    (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     @staticmethod

@@ -63,10 +63,11 @@ class Message(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     message_id: _builtins.str
-    """The message's identifier within its session, a UUID. In AddMemory: chosen
-    by the caller to make the call safe to repeat, or empty for one made by the
-    server. One that the server makes for another message of the session cannot
-    be chosen.
+    """The message's identifier within its session, a UUID with its hyphens, in
+    lower case; upper case is taken for the same. In AddMemory: chosen by the
+    caller to make the call safe to repeat, and not twice in one call, or empty
+    for one made by the server. One that the server makes for another message of
+    the session cannot be chosen.
     """
     session_id: _builtins.str
     """The session that the message belongs to. Set by the server."""
@@ -144,13 +145,13 @@ class AddMemoryRequest(_message.Message):
     live. Not used when the session exists. Empty: nobody.
     """
     request_id: _builtins.str
-    """Makes the call safe to repeat: a UUID, one for each logical call, from
-    which the ids of messages without one are derived. Empty: they are derived
+    """Makes the call safe to repeat: a UUID with its hyphens, in either case, one
+    for each logical call, from which the ids of messages without one are derived. Empty: they are derived
     from the first message_id of the call, or by the server if there is none.
     """
     expected_last_seq: _builtins.int
     """When set, the call appends only if the session's last_seq is this (0: the
-    session has never had a message). Default: no check.
+    session has never had a message). Default: no check; negative is an error.
     """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
@@ -459,7 +460,9 @@ class UpdateMessageRequest(_message.Message):
     role: _builtins.str
     """The new role, 1 to 64 characters."""
     token_count: _builtins.int
-    """The new token count; with update_mask naming it, 0 means not counted."""
+    """The new token count; with update_mask naming it, 0 means not counted.
+    Negative is an error.
+    """
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
         """Without update_mask: a JSON Merge Patch (RFC 7396). With update_mask naming
@@ -628,8 +631,9 @@ class SearchMemoryRequest(_message.Message):
     CREATE_TIME_TO_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     query: _builtins.str
-    """What to look for: 1 to 4,096 characters of plain text, no NUL; there is no
-    query syntax. A query of nothing but stop words finds nothing.
+    """What to look for: 1 to 4,096 characters of plain text, no NUL, not only
+    white space; there is no query syntax. A query of nothing but stop words
+    finds nothing.
     """
     session_id: _builtins.str
     """In this session only, 1 to 256 characters."""
@@ -641,7 +645,9 @@ class SearchMemoryRequest(_message.Message):
     """
     @_builtins.property
     def roles(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Only messages with one of these roles, at most 100. Default: any."""
+        """Only messages with one of these roles, at most 100, each 1 to 64 characters.
+        Default: any.
+        """
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:

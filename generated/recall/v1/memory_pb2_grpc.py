@@ -34,14 +34,17 @@ class MemoryServiceStub:
     ListMessages, GetMessage and SearchMemory need the scope `read`, the others
     `write`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
-    reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
-    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
-    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
-    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
-    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
-    (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named below. Besides those, every RPC can
+    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN), DEADLINE_EXCEEDED and CANCELLED (each with the reason of the
+    same name, unless the caller has gone before it) and INTERNAL (INTERNAL). What
+    gRPC itself refuses carries none: a request above 4 MiB or metadata of a call
+    above 16 KiB (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     def __init__(self, channel):
@@ -101,14 +104,17 @@ class MemoryServiceServicer:
     ListMessages, GetMessage and SearchMemory need the scope `read`, the others
     `write`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
-    reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
-    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
-    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
-    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
-    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
-    (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named below. Besides those, every RPC can
+    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN), DEADLINE_EXCEEDED and CANCELLED (each with the reason of the
+    same name, unless the caller has gone before it) and INTERNAL (INTERNAL). What
+    gRPC itself refuses carries none: a request above 4 MiB or metadata of a call
+    above 16 KiB (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     def AddMemory(self, request, context):
@@ -125,11 +131,11 @@ class MemoryServiceServicer:
         and each with the content that it was first sent with.
 
         Errors: ALREADY_EXISTS (MESSAGE_ID_CONFLICT) when an id was used before,
-        with different content or in another call; ABORTED (SEQ_MISMATCH, with the actual `last_seq`
-        in the error's metadata) when expected_last_seq is set and is not the
-        session's last_seq; FAILED_PRECONDITION (USER_NOT_FOUND) when the call
-        would create the session for a user_id that names no live user, or undelete
-        a session whose user is deleted.
+        with different content or in another call; ABORTED (SEQ_MISMATCH, with the
+        actual `last_seq` in the error's metadata) when expected_last_seq is set and
+        is not the session's last_seq; FAILED_PRECONDITION (USER_NOT_FOUND) when the
+        call would create the session for a user_id that names no live user, or
+        undelete a session whose user is deleted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -283,14 +289,17 @@ class MemoryService:
     ListMessages, GetMessage and SearchMemory need the scope `read`, the others
     `write`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
-    reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
-    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
-    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
-    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
-    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
-    (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named below. Besides those, every RPC can
+    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN), DEADLINE_EXCEEDED and CANCELLED (each with the reason of the
+    same name, unless the caller has gone before it) and INTERNAL (INTERNAL). What
+    gRPC itself refuses carries none: a request above 4 MiB or metadata of a call
+    above 16 KiB (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     @staticmethod

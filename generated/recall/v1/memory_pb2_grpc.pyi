@@ -35,14 +35,17 @@ class MemoryServiceStub:
     ListMessages, GetMessage and SearchMemory need the scope `read`, the others
     `write`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
-    reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
-    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
-    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
-    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
-    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
-    (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named below. Besides those, every RPC can
+    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN), DEADLINE_EXCEEDED and CANCELLED (each with the reason of the
+    same name, unless the caller has gone before it) and INTERNAL (INTERNAL). What
+    gRPC itself refuses carries none: a request above 4 MiB or metadata of a call
+    above 16 KiB (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     @_typing.overload
@@ -63,11 +66,11 @@ class MemoryServiceStub:
     and each with the content that it was first sent with.
 
     Errors: ALREADY_EXISTS (MESSAGE_ID_CONFLICT) when an id was used before,
-    with different content or in another call; ABORTED (SEQ_MISMATCH, with the actual `last_seq`
-    in the error's metadata) when expected_last_seq is set and is not the
-    session's last_seq; FAILED_PRECONDITION (USER_NOT_FOUND) when the call
-    would create the session for a user_id that names no live user, or undelete
-    a session whose user is deleted.
+    with different content or in another call; ABORTED (SEQ_MISMATCH, with the
+    actual `last_seq` in the error's metadata) when expected_last_seq is set and
+    is not the session's last_seq; FAILED_PRECONDITION (USER_NOT_FOUND) when the
+    call would create the session for a user_id that names no live user, or
+    undelete a session whose user is deleted.
     """
     GetMemory: _grpc.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryRequest, _memory_pb2.GetMemoryResponse]
     """GetMemory returns a session's newest messages, oldest first: what an
@@ -140,14 +143,17 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     ListMessages, GetMessage and SearchMemory need the scope `read`, the others
     `write`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
-    reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
-    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
-    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
-    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
-    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
-    (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named below. Besides those, every RPC can
+    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN), DEADLINE_EXCEEDED and CANCELLED (each with the reason of the
+    same name, unless the caller has gone before it) and INTERNAL (INTERNAL). What
+    gRPC itself refuses carries none: a request above 4 MiB or metadata of a call
+    above 16 KiB (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -165,11 +171,11 @@ class MemoryServiceAsyncStub(MemoryServiceStub):
     and each with the content that it was first sent with.
 
     Errors: ALREADY_EXISTS (MESSAGE_ID_CONFLICT) when an id was used before,
-    with different content or in another call; ABORTED (SEQ_MISMATCH, with the actual `last_seq`
-    in the error's metadata) when expected_last_seq is set and is not the
-    session's last_seq; FAILED_PRECONDITION (USER_NOT_FOUND) when the call
-    would create the session for a user_id that names no live user, or undelete
-    a session whose user is deleted.
+    with different content or in another call; ABORTED (SEQ_MISMATCH, with the
+    actual `last_seq` in the error's metadata) when expected_last_seq is set and
+    is not the session's last_seq; FAILED_PRECONDITION (USER_NOT_FOUND) when the
+    call would create the session for a user_id that names no live user, or
+    undelete a session whose user is deleted.
     """
     GetMemory: _aio.UnaryUnaryMultiCallable[_memory_pb2.GetMemoryRequest, _memory_pb2.GetMemoryResponse]  # type: ignore[assignment]
     """GetMemory returns a session's newest messages, oldest first: what an
@@ -241,14 +247,17 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
     ListMessages, GetMessage and SearchMemory need the scope `read`, the others
     `write`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
-    reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
-    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
-    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
-    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
-    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
-    (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named below. Besides those, every RPC can
+    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN), DEADLINE_EXCEEDED and CANCELLED (each with the reason of the
+    same name, unless the caller has gone before it) and INTERNAL (INTERNAL). What
+    gRPC itself refuses carries none: a request above 4 MiB or metadata of a call
+    above 16 KiB (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     @_abc_1.abstractmethod
@@ -270,11 +279,11 @@ class MemoryServiceServicer(metaclass=_abc_1.ABCMeta):
         and each with the content that it was first sent with.
 
         Errors: ALREADY_EXISTS (MESSAGE_ID_CONFLICT) when an id was used before,
-        with different content or in another call; ABORTED (SEQ_MISMATCH, with the actual `last_seq`
-        in the error's metadata) when expected_last_seq is set and is not the
-        session's last_seq; FAILED_PRECONDITION (USER_NOT_FOUND) when the call
-        would create the session for a user_id that names no live user, or undelete
-        a session whose user is deleted.
+        with different content or in another call; ABORTED (SEQ_MISMATCH, with the
+        actual `last_seq` in the error's metadata) when expected_last_seq is set and
+        is not the session's last_seq; FAILED_PRECONDITION (USER_NOT_FOUND) when the
+        call would create the session for a user_id that names no live user, or
+        undelete a session whose user is deleted.
         """
 
     @_abc_1.abstractmethod

@@ -41,14 +41,17 @@ class SessionServiceStub:
     `authorization: Bearer …`, which decides on the namespace. GetSession,
     ListSessions and StreamSessions need the scope `read`, the others `write`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
-    reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
-    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
-    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
-    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
-    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
-    (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named below. Besides those, every RPC can
+    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN), DEADLINE_EXCEEDED and CANCELLED (each with the reason of the
+    same name, unless the caller has gone before it) and INTERNAL (INTERNAL). What
+    gRPC itself refuses carries none: a request above 4 MiB or metadata of a call
+    above 16 KiB (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     @_typing.overload
@@ -143,14 +146,17 @@ class SessionServiceAsyncStub(SessionServiceStub):
     `authorization: Bearer …`, which decides on the namespace. GetSession,
     ListSessions and StreamSessions need the scope `read`, the others `write`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
-    reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
-    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
-    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
-    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
-    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
-    (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named below. Besides those, every RPC can
+    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN), DEADLINE_EXCEEDED and CANCELLED (each with the reason of the
+    same name, unless the caller has gone before it) and INTERNAL (INTERNAL). What
+    gRPC itself refuses carries none: a request above 4 MiB or metadata of a call
+    above 16 KiB (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -241,14 +247,17 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     `authorization: Bearer …`, which decides on the namespace. GetSession,
     ListSessions and StreamSessions need the scope `read`, the others `write`.
 
-    Every error carries google.rpc.ErrorInfo with domain "recalld" and one of the
-    reasons named below. Besides those, every RPC can answer INVALID_ARGUMENT
-    (INVALID_FIELD, with google.rpc.BadRequest naming the field), UNAUTHENTICATED
-    (CREDENTIAL_MISSING, CREDENTIAL_INVALID, CREDENTIAL_EXPIRED),
-    PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED (OVERLOADED, or
-    LIMIT_EXCEEDED with RetryInfo when the namespace is at its quota), ABORTED
-    (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE, SHUTTING_DOWN) and INTERNAL
-    (INTERNAL).
+    Every error of recalld itself carries google.rpc.ErrorInfo with domain
+    "recalld" and one of the reasons named below. Besides those, every RPC can
+    answer INVALID_ARGUMENT (INVALID_FIELD, with google.rpc.BadRequest naming the
+    field), UNAUTHENTICATED (CREDENTIAL_MISSING, CREDENTIAL_INVALID,
+    CREDENTIAL_EXPIRED), PERMISSION_DENIED (SCOPE_MISSING), RESOURCE_EXHAUSTED
+    (OVERLOADED, or LIMIT_EXCEEDED with RetryInfo when the namespace is at its
+    quota), ABORTED (CONTENTION), UNAVAILABLE (STORAGE_UNAVAILABLE,
+    SHUTTING_DOWN), DEADLINE_EXCEEDED and CANCELLED (each with the reason of the
+    same name, unless the caller has gone before it) and INTERNAL (INTERNAL). What
+    gRPC itself refuses carries none: a request above 4 MiB or metadata of a call
+    above 16 KiB (both RESOURCE_EXHAUSTED), and an unknown RPC (UNIMPLEMENTED).
     """
 
     @_abc_1.abstractmethod

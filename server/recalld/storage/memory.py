@@ -9,10 +9,10 @@ from psycopg import Rollback
 
 from recalld import errors, metadata
 from recalld.domain import (
+    NOBODYS,
     AddedMemory,
     AddedMessage,
     Call,
-    LocalCall,
     Match,
     Memory,
     Message,
@@ -22,7 +22,7 @@ from recalld.domain import (
     SearchQuery,
 )
 from recalld.gathering import aside
-from recalld.limits import MAX_EXAMINED, MAX_PAGE_BYTES, MAX_SEARCHED_NEWEST, MAX_SEARCHED_RARE
+from recalld.limits import MAX_PAGE_BYTES, MAX_SEARCHED_NEWEST, MAX_SEARCHED_RARE, MAX_SEARCHED_SESSIONS
 from recalld.storage.appends import CREATED, UNDELETED, Append, Appends, append, message_values
 from recalld.storage.arrays import array
 from recalld.storage.database import Connection, Database
@@ -73,7 +73,7 @@ class MemoryStore(SubjectStore):
         To be called when the schema is there, before the first call is made; where there is one node it need not be.
         Raises StorageUnavailable.
         """
-        with self._database.connection(LocalCall("")) as connection:
+        with self._database.connection(NOBODYS) as connection:
             self._appends.grouping = self._reads.grouping = not distributed(connection)
 
     def add_memory(self, call: Call, memory: NewMemory) -> AddedMemory:
@@ -152,7 +152,7 @@ class MemoryStore(SubjectStore):
             "limit": query.limit,
             "newest": MAX_SEARCHED_NEWEST,
             "rare": MAX_SEARCHED_RARE,
-            "most_sessions": MAX_EXAMINED,
+            "most_sessions": MAX_SEARCHED_SESSIONS,
             "max_bytes": MAX_PAGE_BYTES,
         }
         with self._database.connection(call) as connection:
