@@ -46,6 +46,7 @@ test-faults: $(INSTALLED) ## Run the slow tests of tests/faults: long outages, c
 	$(BIN)/python -m pytest -n $(WORKERS) -m faults $(ARGS)
 
 test-postgres: $(INSTALLED) ## Run the tests that use Postgres on each that is installed (POSTGRES=/usr/lib/postgresql/15/bin chooses)
+	@test -n "$(POSTGRES)" || { echo "no Postgres is installed: POSTGRES=/path/to/bin tells where" >&2; exit 1; }
 	@for programs in $(POSTGRES); do \
 	TEST_POSTGRES=$$programs $(BIN)/python -m pytest -n $(WORKERS) tests/contract tests/integration tests/migrations $(ARGS) \
 	|| exit 1; done
