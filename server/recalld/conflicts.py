@@ -34,7 +34,7 @@ def _incomplete(settings: Settings) -> Iterator[str]:
     claims = given("jwt_issuer", "jwt_audience")
     if len(sources) > 1:
         yield f"{', '.join(sources)}: only one of them can be set"
-    if sources and len(claims) < len(("issuer", "audience")):
+    if sources and len(claims) < 2:
         yield f"{sources[0]}: needs RECALLD_JWT_ISSUER and RECALLD_JWT_AUDIENCE"
     if claims and not sources:
         yield f"{claims[0]}: needs a key: RECALLD_JWT_SECRET, RECALLD_JWT_KEY_FILE or RECALLD_JWT_JWKS_FILE"

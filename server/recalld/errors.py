@@ -1,7 +1,8 @@
 """What can go wrong, in the words of the API.
 
-Storage turns SQLSTATEs into these; one interceptor turns these into google.rpc.Status. The table of codes and reasons
-is the contract with clients: a reason never changes its meaning.
+Storage turns SQLSTATEs into these; one interceptor turns these into google.rpc.Status, but for calls that are turned
+away before they are even decoded (services/overload.py). The table of codes and reasons is the contract with clients: a
+reason never changes its meaning.
 """
 
 from __future__ import annotations

@@ -76,10 +76,6 @@ def _address(value: str) -> str:
     return f"{match[1] or '127.0.0.1'}:{match[2]}"
 
 
-def _optional_address(value: str | None) -> str | None:
-    return None if value is None else _address(value)
-
-
 def _directory(path: Path) -> Path:
     path = path.expanduser().absolute()
     if path.exists() and not path.is_dir():
@@ -100,9 +96,7 @@ def _secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-def _connection_string(secret: SecretStr | None) -> SecretStr | None:
-    if secret is None:
-        return None
+def _connection_string(secret: SecretStr) -> SecretStr:
     from psycopg import ProgrammingError
     from psycopg.conninfo import conninfo_to_dict
 
@@ -131,7 +125,7 @@ class Settings(BaseSettings):
         "127.0.0.1:50051",
         description="HOST:PORT to serve on. Port 0 takes a free one; without HOST it is 127.0.0.1.",
     )
-    database_url: Annotated[SecretStr | None, AfterValidator(_connection_string)] = Field(
+    database_url: Annotated[SecretStr, AfterValidator(_connection_string)] | None = Field(
         None,
         description="The Postgres (15 to 18) to keep the data in, as a URL. Unset: an embedded one, in data_dir.",
     )
@@ -265,7 +259,7 @@ class Settings(BaseSettings):
 
     log_format: Literal["text", "json"] = Field("text", description="How log lines look: text or json.")
     log_calls: bool = Field(True, description="Whether every call has a line in the log, at level INFO.")
-    metrics_listen: Annotated[str | None, AfterValidator(_optional_address)] = Field(
+    metrics_listen: Annotated[str, AfterValidator(_address)] | None = Field(
         None, description="HOST:PORT to serve Prometheus metrics on, over HTTP. Unset: none are served."
     )
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from recalld.access import Scope
 from recalld.cli.options import Duration, database_of, one_line, with_settings
 from recalld.settings import Settings, format_duration
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from recalld.access.api_keys import ApiKey
     from recalld.storage.api_keys import ApiKeyRegistry
 
-_SCOPES: Final = ["read", "write", "admin"]
+_SCOPES: Final = [scope.value for scope in Scope]
 _LONGEST: Final = timedelta(days=36500)
 _COLUMNS: Final = ["Key", "Namespace", "Scopes", "Name", "State", "Created", "Expires"]
 

@@ -1,4 +1,4 @@
-"""What stands around every call, outermost first."""
+"""What stands around every call that is worked on, outermost first. Before it: services/overload.py."""
 
 from __future__ import annotations
 

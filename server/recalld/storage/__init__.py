@@ -1,4 +1,4 @@
-"""Storage on Postgres: the domain's store, and what keeps its database in shape. All of psycopg stays in here."""
+"""Storage on Postgres: the domain's store, and what keeps its database in shape. No service sees psycopg."""
 
 from recalld.storage.api_keys import ApiKeyError, ApiKeys, open_registry
 from recalld.storage.database import Database

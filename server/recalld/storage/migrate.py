@@ -150,7 +150,7 @@ def _refuse_without_citus(connection: psycopg.Connection[Any], distribute: bool)
 def _bring_up_to_date(connection: psycopg.Connection[Any], url: str) -> list[str]:
     current = current_revision(connection)
     if current is None or current < newest_revision():
-        return _upgrade(url)
+        return _patiently(lambda: _run_steps(url))
     _refuse_if_too_new(connection, current)
     return []
 
@@ -167,10 +167,6 @@ def _refuse_if_too_new(connection: psycopg.Connection[Any], current: str) -> Non
             " upgrade recalld"
         )
     log.warning("the database has schema %s, newer than this server's %s, which can work on it", current, newest)
-
-
-def _upgrade(url: str) -> list[str]:
-    return _patiently(lambda: _run_steps(url))
 
 
 def _distribute(connection: psycopg.Connection[Any]) -> list[str]:

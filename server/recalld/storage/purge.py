@@ -7,8 +7,7 @@ from datetime import datetime
 from typing import LiteralString, NamedTuple
 from uuid import UUID
 
-from recalld.domain import Call, LocalCall, PurgeProgress, PurgeQuery
-from recalld.limits import DEFAULT_NAMESPACE
+from recalld.domain import NOBODYS, Call, PurgeProgress, PurgeQuery
 from recalld.storage.keys import session_key, user_key
 from recalld.storage.rows import Row, SubjectStore, Values
 from recalld.storage.sql import compose, statements
@@ -47,7 +46,7 @@ class PurgeStore(SubjectStore):
 
     def due_namespaces(self, cutoff: datetime) -> list[str]:
         """The namespaces in which something was deleted at or before the cutoff and is not purged yet."""
-        with self._database.connection(LocalCall(DEFAULT_NAMESPACE)) as connection:
+        with self._database.connection(NOBODYS) as connection:
             return [namespace for (namespace,) in connection.execute(_SQL["due_namespaces"], {"cutoff": cutoff})]
 
     def _tombstones(self, call: Call, query: PurgeQuery) -> Iterator[_Tombstone]:

@@ -119,6 +119,7 @@ class SessionStore(SubjectStore):
                 if session.delete_time is None:
                     raise errors.NotDeleted("session", session_id)
                 with connection.transaction():
+                    lock_user(connection, call.namespace, session.user_id)
                     if revived := revive(connection, call, session, self._times()):
                         return revived
         raise errors.Contention
@@ -193,11 +194,10 @@ def get(connection: Connection, call: Call, session_id: str, *, show_deleted: bo
 
 
 def revive(connection: Connection, call: Call, session: Session, times: Values) -> Session | None:
-    """Undeletes a session, in a transaction, as it was last read; None when it has changed since.
+    """Undeletes a session as it was last read; None when it has changed since.
 
-    Raises UserMissing when the session's user is deleted.
+    In a transaction that has its user locked.
     """
-    lock_user(connection, call.namespace, session.user_id)
     values = {
         "session_key": session_key(call.namespace, session.session_id),
         "user_id": session.user_id,

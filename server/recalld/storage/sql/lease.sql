@@ -7,13 +7,11 @@ values (%(name)s, %(holder)s, now() + %(ttl)s, now())
 on conflict (name) do update
    set holder = excluded.holder, expire_time = excluded.expire_time
  where lease.expire_time <= excluded.next_time and lease.next_time <= excluded.next_time
-returning true
 
 -- name: renew
 update recalld.lease
    set expire_time = now() + %(ttl)s
  where name = %(name)s and holder = %(holder)s and expire_time > now()
-returning true
 
 -- name: give_back
 update recalld.lease
