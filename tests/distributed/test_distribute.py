@@ -19,8 +19,8 @@ from recalld.storage.migrate import newest_revision
 from tests.contract.asking import read, session_ids, write
 from tests.distributed.citus import Citus
 from tests.faults.cluster import programs
-from tests.faults.waiting import wait_until
 from tests.postgres import open_database
+from tests.waiting import wait_until
 
 CALL = LocalCall("default")
 BY_SESSION = {"recalld.session", "recalld.message", "recalld.tombstone"}

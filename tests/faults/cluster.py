@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +25,7 @@ import psycopg
 
 from tests.postgres import PROGRAMS_VARIABLE
 from tests.processes import runs
+from tests.waiting import becomes, wait_until
 
 DATABASE: Final = "recalld"
 
@@ -94,11 +94,9 @@ class Cluster:
         assert not self.runs
         with (self.directory / "log").open("ab") as log:
             self._popen = _spawn("postgres", "-D", str(self.directory), stdout=log, stderr=log)
-        deadline = time.monotonic() + _PATIENCE
-        while not self._is_ready():
-            assert self.runs, f"Postgres did not start:\n{self.log}"
-            assert time.monotonic() < deadline, f"Postgres does not come up:\n{self.log}"
-            time.sleep(0.01)
+        decided = becomes(lambda: self._is_ready() or not self.runs, _PATIENCE)
+        assert self.runs, f"Postgres did not start:\n{self.log}"
+        assert decided, f"Postgres does not come up:\n{self.log}"
 
     def _is_ready(self) -> bool:
         with suppress(FileNotFoundError):
@@ -115,10 +113,8 @@ class Cluster:
         self.freeze()  # so that none is born while the others die
         everyone = self.processes()
         self._end([process.pid for process in everyone], signal.SIGKILL)
-        deadline = time.monotonic() + _PATIENCE
-        while any(runs(process) for process in everyone):  # they hold on to the shared memory
-            assert time.monotonic() < deadline, "a killed Postgres still runs"
-            time.sleep(0.01)
+        # Those that still run hold on to the shared memory.
+        wait_until(lambda: not any(runs(process) for process in everyone), "a killed Postgres still runs", _PATIENCE)
 
     def restart(self, mode: Literal["fast", "immediate"] = "fast") -> None:
         self.stop(mode)

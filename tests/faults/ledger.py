@@ -15,7 +15,7 @@ import psycopg
 
 from recall.v1.memory_pb2 import AddMemoryRequest, Message
 from recalld.client import Client
-from tests.faults.waiting import wait_until
+from tests.waiting import wait_until
 
 # Seconds that a call may take, and that a writer waits before it repeats one.
 _TIMEOUT = 5.0

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 
 from tests.faults.cluster import DATABASE, free_port, system_user, temporary_directory
-from tests.faults.waiting import wait_until
+from tests.waiting import wait_until
 
 _PROGRAM = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
 

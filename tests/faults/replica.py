@@ -14,8 +14,8 @@ import grpc
 
 from recalld.client import Client
 from tests.faults.cluster import Cluster, free_port
-from tests.faults.waiting import wait_until
 from tests.processes import DEADLINE, SERVING, Process, await_health, start
+from tests.waiting import wait_until
 
 # No repeating of calls behind the caller's back, and no waiting for a server that is back.
 _CHANNEL = [

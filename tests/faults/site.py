@@ -26,6 +26,7 @@ from recalld.storage.appends import MOST_CHARACTERS
 from tests.faults.cluster import Cluster, cluster
 from tests.faults.proxy import Proxy
 from tests.processes import DEADLINE, NOT_SERVING, SERVING, Process, running
+from tests.waiting import becomes
 
 POOL_SIZE: Final = 4
 
@@ -255,13 +256,3 @@ def ended(call: Callable[[], object]) -> Answer:
 def told(answers: Sequence[Answer]) -> set[tuple[str, str]]:
     """What the calls were told."""
     return {answer.told for answer in answers}
-
-
-def becomes(condition: Callable[[], bool], within: float = DEADLINE) -> bool:
-    """Whether the condition comes true in time."""
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True

@@ -18,8 +18,9 @@ from recall.v1.session_pb2 import CreateSessionRequest, GetSessionRequest, Strea
 from recalld.client import Client, connect, reason_of, service_config
 from tests.faults.cluster import free_port
 from tests.faults.traffic import CALL, Traffic
-from tests.faults.waiting import tables_locked, wait_until
+from tests.faults.waiting import tables_locked
 from tests.processes import DEADLINE, NOT_SERVING, SERVING, Process, running
+from tests.waiting import wait_until
 
 SESSIONS = 150  # of 60,000 bytes: more than gRPC buffers for a client that does not read
 

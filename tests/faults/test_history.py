@@ -24,8 +24,8 @@ from tests.faults.history import Add, Added, History, Purge, Purged, Refused
 from tests.faults.linearizability import contradictions
 from tests.faults.recorded import Callers
 from tests.faults.replica import Replica, await_rest, replica
-from tests.faults.waiting import wait_until
 from tests.integration.conftest import connected, serving
+from tests.waiting import wait_until
 
 SEED = 20_240_817
 
@@ -92,7 +92,7 @@ def at_work(callers: Callers, history: History) -> Iterator[Thread]:
 def await_calls(history: History, number: int, callers: Thread) -> None:
     """Returns when so many more calls were made."""
     aim = len(history.calls) + number
-    wait_until(lambda: len(history.calls) >= aim or not callers.is_alive(), "the callers are stuck", timeout=60)
+    wait_until(lambda: len(history.calls) >= aim or not callers.is_alive(), "the callers are stuck", within=60)
 
 
 # --- real processes, and what befalls them

@@ -13,9 +13,10 @@ import pytest
 
 from recalld.storage import database
 from tests.faults.cluster import cluster
-from tests.faults.site import OK, PROMISED, STORAGE_UNAVAILABLE, Caller, Site, becomes, site, told
+from tests.faults.site import OK, PROMISED, STORAGE_UNAVAILABLE, Caller, Site, site, told
 from tests.integration.conftest import serving
 from tests.processes import SERVING, await_health
+from tests.waiting import becomes
 
 
 @pytest.fixture(scope="module")

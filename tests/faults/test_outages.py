@@ -27,12 +27,12 @@ from tests.faults.site import (
     STORAGE_UNAVAILABLE,
     Caller,
     Site,
-    becomes,
     site,
     told,
 )
 from tests.integration.conftest import serving
 from tests.processes import NOT_SERVING, SERVING, await_health, running
+from tests.waiting import becomes
 
 # Seconds: of the servers here.
 STATEMENT_TIMEOUT = 2.0

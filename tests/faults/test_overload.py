@@ -25,10 +25,11 @@ from recalld.domain import LocalCall
 from recalld.services import overload
 from recalld.storage import PostgresStore
 from recalld.storage.appends import MOST_CHARACTERS
-from tests.faults.waiting import tables_locked, wait_until
+from tests.faults.waiting import tables_locked
 from tests.fuzz.http2 import END_HEADERS, HEADERS, Connection, call_headers, frame, header_block
 from tests.integration.conftest import Client, connected, serving
 from tests.processes import DEADLINE, SERVING
+from tests.waiting import wait_until
 
 MOST = 8
 TEN_TIMES = 10 * MOST

@@ -18,8 +18,9 @@ from recalld.domain import LocalCall
 from recalld.errors import DeadlineExceeded
 from recalld.storage import Database
 from tests.faults.cluster import cluster, system_user, temporary_directory
-from tests.faults.site import OK, POOL_SIZE, PROMPT, STORAGE_UNAVAILABLE, Answer, Caller, Site, becomes, site, told
+from tests.faults.site import OK, POOL_SIZE, PROMPT, STORAGE_UNAVAILABLE, Answer, Caller, Site, site, told
 from tests.processes import DEADLINE, SERVING, running
+from tests.waiting import becomes
 
 CONTENTION = ("ABORTED", "CONTENTION")
 OVERLOADED = ("RESOURCE_EXHAUSTED", "OVERLOADED")

@@ -23,9 +23,9 @@ from recalld.storage import PostgresStore
 from tests.contract.asking import said
 from tests.faults.cluster import free_port
 from tests.faults.scraping import metric
-from tests.faults.waiting import wait_until
 from tests.integration.conftest import Client, connected, serving
 from tests.processes import DEADLINE, Process, running
+from tests.waiting import wait_until
 
 SESSIONS = 30
 CALL = LocalCall("default")
@@ -107,7 +107,7 @@ def test_of_two_servers_one_purges(purging: Purging, tmp_path: Path, database_ur
         # The control: without the lease, the other does. The first is at rest for 5 s after it failed.
         latest = max(purging.waiting(), default=since)
         purging.end_lease()
-        wait_until(lambda: any(begun > latest for begun in purging.waiting()), "nobody takes over", timeout=3)
+        wait_until(lambda: any(begun > latest for begun in purging.waiting()), "nobody takes over", within=3)
         assert purging.lease("holder") != holder
 
         purging.allow()
@@ -133,7 +133,7 @@ def test_a_server_that_ends_hands_the_purge_on_at_once(purging: Purging, tmp_pat
             holder = purging.lease("holder")
             first.signal(signal.SIGTERM)
             assert first.wait() == 0
-            wait_until(lambda: purging.lease("holder") != holder, "the other does not take over", timeout=5)
+            wait_until(lambda: purging.lease("holder") != holder, "the other does not take over", within=5)
             purging.allow()
             wait_until(lambda: purging.left() == 0, "not everything is purged")
 
@@ -166,7 +166,7 @@ def test_the_lease_of_a_killed_server_is_up_in_time(purging: Purging, tmp_path: 
             first.signal(signal.SIGKILL)
             first.wait()
             purging.allow()
-            wait_until(lambda: purging.left() == 0, "nobody takes over", timeout=LEASE_TTL.total_seconds() + 10)
+            wait_until(lambda: purging.left() == 0, "nobody takes over", within=LEASE_TTL.total_seconds() + 10)
 
 
 def test_a_session_that_is_deleted_and_revived_all_the_time_loses_nothing_to_the_purge(database_url: str) -> None:

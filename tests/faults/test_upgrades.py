@@ -21,10 +21,10 @@ import pytest
 from recalld.client import Client, connect
 from recalld.storage import migrate
 from tests.faults.traffic import Traffic
-from tests.faults.waiting import wait_until
 from tests.migrations.test_sql import REVISIONS, upgrade
 from tests.postgres import Databases
 from tests.processes import DEADLINE, NOT_SERVING, SERVING, Process, await_health, running
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 

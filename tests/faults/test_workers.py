@@ -24,9 +24,10 @@ from recalld.client import Client, connect
 from tests.certificates import Authority
 from tests.faults.cluster import free_port
 from tests.faults.scraping import metric
-from tests.faults.waiting import tables_locked, wait_until
+from tests.faults.waiting import tables_locked
 from tests.postgres import Databases
 from tests.processes import DEADLINE, Process, running, runs
+from tests.waiting import wait_until
 
 WORKERS = 2
 IN_USE = "recalld: cannot listen on {}: it is in use, or not ours to use"

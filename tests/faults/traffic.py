@@ -14,6 +14,7 @@ from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, ListMessage
 from recall.v1.session_pb2 import CreateSessionRequest, GetSessionRequest, StreamSessionsRequest, UpdateSessionRequest
 from recalld.client import Client
 from tests.processes import DEADLINE
+from tests.waiting import becomes
 
 # Seconds that one call may take, all its attempts together.
 CALL = 20.0
@@ -53,10 +54,9 @@ class Traffic:
 
     def wait_for_calls(self, number: int) -> None:
         """Returns when so many more calls have ended."""
-        aim, deadline = self.calls + number, time.monotonic() + DEADLINE
-        while self.calls < aim:
-            assert time.monotonic() < deadline, f"{aim - self.calls} of {number} calls are missing: {self.failures}"
-            time.sleep(0.01)
+        aim = self.calls + number
+        enough = becomes(lambda: self.calls >= aim)
+        assert enough, f"{aim - self.calls} of {number} calls are missing: {self.failures}"
 
     def wait_until_stuck(self) -> None:
         """Returns when no call has ended for a second: every caller waits for something."""

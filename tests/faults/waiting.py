@@ -1,27 +1,18 @@
-"""Waiting for something to come true, and calls that wait because a test has them wait."""
+"""Calls that wait because a test has them wait."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import psycopg
 
-from tests.processes import DEADLINE
+from tests.waiting import wait_until
 
 _WAITING = """
     select count(*) from pg_locks
      where not granted and database = (select oid from pg_database where datname = current_database())
 """
-
-
-def wait_until(condition: Callable[[], object], what: str, timeout: float = DEADLINE) -> None:
-    """Returns when the condition holds; fails with the words of `what` when it does not within `timeout` seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
 
 
 @contextmanager

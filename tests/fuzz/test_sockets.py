@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -20,6 +19,7 @@ from tests.fuzz import http2, oracle
 from tests.fuzz.http2 import Connection, call_headers, frame, grpc_message, header_block
 from tests.fuzz.methods import Method
 from tests.fuzz.target import DEADLINE, Target, ask, attacked
+from tests.waiting import wait_until
 
 ADD = b"/recall.v1.MemoryService/AddMemory"
 GET = b"/recall.v1.MemoryService/GetMemory"
@@ -45,14 +45,6 @@ def target(shared_database_url: str) -> Iterator[Target]:
 def connection(target: Target) -> Iterator[Connection]:
     with Connection(target.server.address, DEADLINE) as connection:
         yield connection
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Returns as soon as the condition holds; fails when it does not within the deadline."""
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline, "never came true"
-        time.sleep(0.01)
 
 
 def code_of(call: Callable[[], object]) -> grpc.StatusCode:
@@ -216,7 +208,7 @@ def test_whatever_comes_over_the_socket_the_server_answers_others(
     leaked = oracle.inside(received)
     assert leaked is None, f"{leaked!r} in {received!r}"
     target.lives()
-    eventually(lambda: connections(target) == 1)
+    wait_until(lambda: connections(target) == 1, "the connection stays open")
 
 
 _NO_GRPC = ["no te", "no path", "no method", "no authority", "method get", "path of bytes", "path with nul"]
@@ -268,7 +260,7 @@ def test_streams_reset_as_soon_as_opened_leave_nothing_behind(path: bytes, targe
     for _ in range(3):
         with Connection(target.server.address, DEADLINE) as connection:
             assert reset_at_once(connection, path, 1000)
-    eventually(lambda: connections(target) == before)
+    wait_until(lambda: connections(target) == before, "connections stay open")
     is_free(target)
     target.lives()
 
@@ -282,7 +274,7 @@ def test_streams_that_nobody_reads_keep_nobody_waiting(target: Target) -> None:
             connection.open(window=0)
             connection.send(call(STREAM, StreamSessionsRequest(chunk_size=1).SerializeToString()))
         target.lives()
-    eventually(lambda: connections(target) == before)
+    wait_until(lambda: connections(target) == before, "connections stay open")
     is_free(target)
     target.lives()
 
@@ -293,14 +285,14 @@ def test_connections_that_say_nothing_keep_nobody_waiting(target: Target) -> Non
         for number in range(100):
             connection = opened.enter_context(Connection(target.server.address, DEADLINE))
             connection.send(http2.PREFACE[: number % 30])
-        eventually(lambda: connections(target) == before + 100)
+        wait_until(lambda: connections(target) == before + 100, "not all connections are accepted")
         target.lives()
-    eventually(lambda: connections(target) == before)
+    wait_until(lambda: connections(target) == before, "connections stay open")
 
 
 def is_free(target: Target) -> None:
     """Fails unless soon nothing is left of earlier calls: no thread, no place in the queue, no database connection."""
-    eventually(lambda: takes_all_at_once(target))
+    wait_until(lambda: takes_all_at_once(target), "something is left of earlier calls")
 
 
 def takes_all_at_once(target: Target) -> bool:
@@ -309,7 +301,10 @@ def takes_all_at_once(target: Target) -> bool:
     with psycopg.connect(target.database_url) as blocking:
         blocking.execute("lock table recalld.session in access exclusive mode")
         waiting = [get.future(_GET_SESSION, timeout=DEADLINE) for _ in range(CONCURRENT)]
-        eventually(lambda: any(each.done() for each in waiting) or target.active_statements() == THREADS)
+        wait_until(
+            lambda: any(each.done() for each in waiting) or target.active_statements() == THREADS,
+            "the calls neither end nor are at work",
+        )
     codes = {code_of(each.result) for each in waiting}
     assert codes <= {grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED}
     return codes == {grpc.StatusCode.OK}
@@ -321,5 +316,5 @@ def test_a_single_call_that_does_not_end_is_noticed(target: Target) -> None:
         connection.open(window=0)
         connection.send(call(STREAM, StreamSessionsRequest(chunk_size=1).SerializeToString()))
         next(connection.frames())
-        eventually(lambda: not takes_all_at_once(target))
+        wait_until(lambda: not takes_all_at_once(target), "nobody notices")
     is_free(target)

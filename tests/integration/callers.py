@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -196,16 +195,6 @@ def one_of_each() -> list[ProtoMessage]:
     """A request to every method, in alphabetical order."""
     requests = {method_of(request): request for request in a_round()}
     return [requests[name] for name in sorted(requests)]
-
-
-def becomes(condition: Callable[[], bool], *, within: float = 10) -> bool:
-    """Whether the condition comes true in time (seconds)."""
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 @contextmanager

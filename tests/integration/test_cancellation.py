@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -24,6 +23,7 @@ from recall.v1.session_pb2 import (
 )
 from recalld.services.call import RpcCall
 from tests.integration.conftest import Client, connected, serving
+from tests.waiting import becomes
 
 
 class Observer:
@@ -57,16 +57,6 @@ def observer(database_url: str) -> Iterator[Observer]:
     observer = Observer(database_url)
     yield observer
     observer.close()
-
-
-def becomes(condition: Callable[[], bool], *, within: float) -> bool:
-    """Whether the condition comes true in time."""
-    deadline = time.monotonic() + within
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def create(client: Client, session_id: str = "s") -> None:

@@ -23,9 +23,10 @@ from recall.v1.memory_pb2 import (
 )
 from recall.v1.session_pb2 import DeleteSessionRequest
 from recalld.client import reason_of
-from tests.faults.waiting import tables_locked, wait_until
+from tests.faults.waiting import tables_locked
 from tests.integration.callers import row_locked
 from tests.integration.conftest import Client, connected, serving
+from tests.waiting import wait_until
 
 DEADLINE = 20.0
 CALLS = 24

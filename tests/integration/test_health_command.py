@@ -13,9 +13,9 @@ from recalld.cli.options import reachable
 from recalld.settings import Settings
 from tests.certificates import Authority
 from tests.faults.cluster import free_port
-from tests.integration.callers import becomes
 from tests.integration.conftest import serving
 from tests.processes import SERVING, await_health
+from tests.waiting import becomes
 
 PROCESS = "grpc.health.v1.Health"
 

@@ -26,7 +26,6 @@ from tests.integration.callers import (
     Refusal,
     a_round,
     bearer,
-    becomes,
     calling,
     create_key,
     row_locked,
@@ -34,6 +33,7 @@ from tests.integration.callers import (
 )
 from tests.integration.conftest import serving
 from tests.processes import SERVING, Process, await_health, start
+from tests.waiting import becomes
 
 _LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) [\w.]+: [^\x00-\x1f\x7f-\x9f]*")
 

@@ -17,13 +17,13 @@ from tests.integration.callers import (
     Caller,
     Refusal,
     bearer,
-    becomes,
     calling,
     create_key,
     row_locked,
     with_credential,
 )
 from tests.integration.conftest import serving
+from tests.waiting import becomes
 
 POOL = 4  # database connections
 

@@ -26,8 +26,9 @@ from recall.v1.memory_pb2_grpc import MemoryServiceStub
 from recalld.serving import _EXIT_MARGIN
 from tests.faults.cluster import free_port
 from tests.faults.scraping import metric
-from tests.faults.waiting import tables_locked, wait_until
+from tests.faults.waiting import tables_locked
 from tests.processes import DEADLINE, Process, running, start
+from tests.waiting import wait_until
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 CALLERS_SPAN = "b7ad6b7169203331"

@@ -24,8 +24,9 @@ from recalld.access import Scope
 from recalld.app import Server, StartError
 from recalld.settings import Settings
 from tests.certificates import Authority, Issued
-from tests.integration.callers import Caller, bearer, becomes, create_key
+from tests.integration.callers import Caller, bearer, create_key
 from tests.integration.conftest import serving
+from tests.waiting import becomes
 
 BILLING = "spiffe://example.org/billing"
 READ = GetMemoryRequest(session_id="s")

@@ -11,8 +11,9 @@ from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
 from recalld import transport
 from recalld.limits import KIB, MAX_CALL_METADATA_BYTES, MAX_CONTENT_BYTES, MAX_REQUEST_BYTES
 from recalld.storage.appends import MOST_CHARACTERS
-from tests.integration.callers import becomes, calling, row_locked
+from tests.integration.callers import calling, row_locked
 from tests.integration.conftest import Client, serving
+from tests.waiting import becomes
 
 READ = GetMemoryRequest(session_id="s")
 WRITE = AddMemoryRequest(session_id="s", messages=[Message(role="user", content="hi")])

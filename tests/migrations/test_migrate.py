@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import psycopg
@@ -18,6 +17,7 @@ from recalld.storage.keys import session_key, user_key
 from recalld.storage.migrate import newest_revision
 from tests.contract.asking import said
 from tests.postgres import Databases, open_database
+from tests.waiting import wait_until
 
 CALL = LocalCall("default")
 STEPS = [
@@ -53,7 +53,9 @@ def test_of_many_that_start_at_once_on_an_empty_database_one_migrates_and_all_su
     with psycopg.connect(empty_url, autocommit=True) as connection:
         connection.execute("select pg_advisory_lock(hashtextextended('recalld.migrate', 0))")
         starters = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-        wait_until_waiting(connection, len(starters))
+        asking = "select count(*) from pg_stat_activity where query ~* 'pg_try_advisory_lock|commit'"
+        asking += " and application_name = 'recalld migrate' and datname = current_database()"
+        wait_until(lambda: connection.execute(asking).fetchone() == (len(starters),), "not all ask for the lock")
     outputs = [starter.communicate(timeout=30)[0] for starter in starters]
 
     assert [starter.returncode for starter in starters] == [0] * 4
@@ -61,16 +63,6 @@ def test_of_many_that_start_at_once_on_an_empty_database_one_migrates_and_all_su
         sorted(outputs)
         == ["".join(f"migrated: {step}\n" for step in STEPS)] + ["nothing to do: the database is up to date\n"] * 3
     )
-
-
-def wait_until_waiting(connection: psycopg.Connection, processes: int) -> None:
-    """Returns when so many have asked for the lock; fails after 30 seconds."""
-    deadline = time.monotonic() + 30
-    asking = "select count(*) from pg_stat_activity where query ~* 'pg_try_advisory_lock|commit'"
-    asking += " and application_name = 'recalld migrate' and datname = current_database()"
-    while connection.execute(asking).fetchone() != (processes,):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_step_that_fails_leaves_nothing_behind(empty_url: str) -> None:

@@ -20,10 +20,10 @@ from typing import Final
 import psutil
 
 from tests.faults.cluster import Cluster, cluster, free_port
-from tests.faults.site import becomes
 from tests.processes import running
 from tests.soak.load import Load
 from tests.soak.measures import HEAD, Sample, judge, line, take
+from tests.waiting import becomes
 
 # How often the whole run is sampled, and the second server disturbed.
 _SAMPLES: Final = 40

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import pytest
 
 from recalld.access.files import FileError, Watched, read_bytes
 from tests.access import Clock, put
+from tests.waiting import wait_until
 
 INTERVAL = 1.0
 
@@ -50,6 +51,17 @@ def reader(tmp_path: Path) -> Reader:
 @pytest.fixture
 def watched(reader: Reader, clock: Clock) -> Watched[str]:
     return Watched(reader.paths, reader, clock)
+
+
+def change(path: Path, how: Callable[[Path], None]) -> None:
+    """Changes a file in place, again and again until the clock of the file system has ticked."""
+    before = path.stat().st_ctime_ns
+
+    def ticked() -> bool:
+        how(path)
+        return path.stat().st_ctime_ns != before
+
+    wait_until(ticked, "the clock of the file system stands still")
 
 
 def test_unchanged_files_are_read_once(watched: Watched[str], reader: Reader, clock: Clock) -> None:
@@ -110,14 +122,13 @@ def test_a_file_moved_into_place_is_seen_though_its_size_and_time_are_the_same(
 
 
 def test_a_file_overwritten_with_its_old_time_is_seen(watched: Watched[str], reader: Reader, clock: Clock) -> None:
-    for path in reader.paths:
+    def overwrite(path: Path) -> None:
         before = path.stat()
-        deadline = time.monotonic() + DEADLINE
-        # Until the clock of the file system has ticked.
-        while path.stat().st_ctime_ns == before.st_ctime_ns:
-            assert time.monotonic() < deadline
-            path.write_text("b")
-            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        path.write_text("b")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    for path in reader.paths:
+        change(path, overwrite)
     clock.advance(INTERVAL)
     assert watched.get() == "b"
 
@@ -140,11 +151,7 @@ def test_a_link_that_is_turned_to_another_directory_is_seen(clock: Clock, tmp_pa
 
 def test_another_mode_is_a_change(watched: Watched[str], reader: Reader, clock: Clock) -> None:
     """It may have made the file readable."""
-    before = reader.paths[0].stat().st_ctime_ns
-    deadline = time.monotonic() + DEADLINE
-    while reader.paths[0].stat().st_ctime_ns == before:
-        assert time.monotonic() < deadline
-        reader.paths[0].chmod(0o640)
+    change(reader.paths[0], lambda path: path.chmod(0o640))
     clock.advance(INTERVAL)
     watched.get()
     assert reader.reads == 2

@@ -14,7 +14,7 @@ import pytest
 from recalld.domain import Call
 from recalld.errors import Cancelled, Contention, DeadlineExceeded
 from recalld.gathering import Gathering, SpareThreads, Wish, as_one, aside, gather, gathers
-from tests.faults.waiting import wait_until
+from tests.waiting import wait_until
 
 DEADLINE = 10.0
 

@@ -16,7 +16,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from recalld.services import health
 from recalld.services.health import HealthServicer
-from tests.faults.waiting import wait_until
+from tests.waiting import wait_until
 
 SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from recalld import logs
+from tests.waiting import wait_until
 
 # Line ends of every kind, a terminal's escape, quotes that would end a field, and what could pass for other fields.
 HOSTILE = 'x" code=OK caller="root\n2026-01-01 ERROR forged\r\x1b[31m\u2028\x85\\" "'
@@ -143,10 +144,7 @@ def test_a_warning_is_written_at_once_with_what_came_before_it(set_up: SetUp) ->
 def test_what_is_less_urgent_is_written_soon_without_anybody_asking(set_up: SetUp) -> None:
     stream = set_up("text")
     log.info("only this")
-    deadline = time.monotonic() + 30
-    while not stream.getvalue():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(stream.getvalue, "it is not written")
     assert stream.getvalue().endswith("only this\n")
 
 

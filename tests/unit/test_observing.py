@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -18,6 +17,7 @@ from recalld.access import Principal, Scope
 from recalld.errors import CredentialMissing
 from recalld.metrics import Metrics
 from tests.unit.observed import DEADLINE, observed
+from tests.waiting import wait_until
 
 SHOP = Principal("shop", frozenset(Scope), "1f2e3d4c5b6a")
 HELLO = AddMemoryRequest(session_id="s", messages=[Message(role="user", content="what a user wrote")])
@@ -104,10 +104,7 @@ def test_a_stream_that_its_reader_leaves_is_cancelled(channel: grpc.Channel, cap
     next(stream)
     assert lines(caplog) == []  # far more is left than gRPC sends ahead
     stream.cancel()
-    deadline = time.monotonic() + DEADLINE
-    while not lines(caplog):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: lines(caplog), "the stream has no line")
     assert [line["code"] for line in lines(caplog)] == ["CANCELLED"]
 
 
