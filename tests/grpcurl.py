@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +24,13 @@ def run_grpcurl(*arguments: str) -> subprocess.CompletedProcess[str]:
     """What grpcurl does, given its arguments; only for tests marked needs_grpcurl."""
     assert GRPCURL is not None
     return subprocess.run([GRPCURL, *arguments], capture_output=True, encoding="utf-8", timeout=DEADLINE)
+
+
+def documents(text: str) -> list[Any]:
+    """The JSON documents that follow one another in a text, as grpcurl prints those of a stream."""
+    found, decoder, rest = [], json.JSONDecoder(), text.strip()
+    while rest:
+        document, end = decoder.raw_decode(rest)
+        found.append(document)
+        rest = rest[end:].strip()
+    return found

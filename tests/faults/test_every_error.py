@@ -25,6 +25,7 @@ from recalld.domain import LocalCall
 from recalld.services import add_services
 from recalld.storage import Database
 from tests.faults.cluster import cluster
+from tests.served import served
 from tests.unit.rpc import around, detail
 from tests.unit.test_status import CASES
 
@@ -123,13 +124,8 @@ def failing() -> Iterator[Failing]:
     store: Any = FailingStore()
     server = grpc.server(ThreadPoolExecutor(4), interceptors=around(most_streams=4))
     add_services(server, store, timedelta(days=30))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Failing(store, channel)
-    finally:
-        server.stop(None).wait()
+    with served(server) as channel:
+        yield Failing(store, channel)
 
 
 def name(value: object) -> str:

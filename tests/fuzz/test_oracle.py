@@ -23,6 +23,7 @@ from tests.fuzz import oracle
 from tests.fuzz.methods import METHODS, Method
 from tests.fuzz.oracle import Answer
 from tests.fuzz.target import Target, ask, attacked
+from tests.served import served
 from tests.unit.rpc import struct
 
 DSN = "postgresql://recalld:hunter2@db.internal/recalld"
@@ -141,13 +142,8 @@ def raising() -> Iterator[grpc.Channel]:
             service = method.path.split("/")[1]
             handlers: Any = {method.name: make(fail)}
             server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, handlers)])
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        try:
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield channel
-        finally:
-            server.stop(None).wait()
+        with served(server) as channel:
+            yield channel
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
 
 import grpc
 import psycopg
@@ -141,6 +142,11 @@ def calling(server: Server, credential: str | None = None) -> Iterator[Caller]:
 def with_credential(caller: Caller, credential: str) -> Caller:
     """The same connection, used by somebody else."""
     return Caller(caller.channel, bearer(credential))
+
+
+def in_a_new_namespace(caller: Caller, database_url: str, *scopes: Scope) -> Caller:
+    """The same connection, used by somebody with a namespace of their own; with all scopes unless some are given."""
+    return with_credential(caller, create_key(database_url, f"n-{uuid4().hex}", *scopes))
 
 
 def a_round(mark: str = "apple") -> list[ProtoMessage]:

@@ -29,6 +29,7 @@ from tests.integration.callers import (
     a_round,
     calling,
     create_key,
+    in_a_new_namespace,
     method_of,
     one_of_each,
     path_of,
@@ -59,10 +60,6 @@ def one(nobody: Caller, shared_database_url: str) -> Caller:
 @pytest.fixture
 def other(nobody: Caller, shared_database_url: str) -> Caller:
     return in_a_new_namespace(nobody, shared_database_url)
-
-
-def in_a_new_namespace(caller: Caller, database_url: str, *scopes: Scope) -> Caller:
-    return with_credential(caller, create_key(database_url, f"n-{uuid4().hex}", *scopes))
 
 
 class Statements:

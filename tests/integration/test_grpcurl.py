@@ -15,7 +15,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
 from tests.certificates import Authority
-from tests.grpcurl import needs_grpcurl, run_grpcurl
+from tests.grpcurl import documents, needs_grpcurl, run_grpcurl
 from tests.integration.callers import create_key
 from tests.integration.conftest import serving, wait_until_serving
 from tests.postgres import Databases
@@ -122,16 +122,6 @@ class Endpoint:
         data = json.dumps(request, ensure_ascii=False)
         done = run_grpcurl(*self.flags, *self.headers, *flags, "-d", data, self.address, f"recall.v1.{method}")
         return done.returncode, done.stdout, done.stderr
-
-
-def documents(text: str) -> list[Json]:
-    """The JSON documents that follow one another in a text."""
-    found, decoder, rest = [], json.JSONDecoder(), text.strip()
-    while rest:
-        document, end = decoder.raw_decode(rest)
-        found.append(document)
-        rest = rest[end:].strip()
-    return found
 
 
 def has(actual: Any, part: Any) -> bool:

@@ -76,14 +76,23 @@ class Watched(Database):
             self.plans.append(json.loads(text.partition("plan:")[2]))
 
 
+@contextmanager
+def watching(url: str) -> Iterator[Watched]:
+    """The database, open to the end of the context."""
+    database = Watched(url)
+    database.open()
+    try:
+        yield database
+    finally:
+        database.close()
+
+
 @pytest.fixture(scope="module")
 def watched(databases: Databases) -> Iterator[Watched]:
     with databases.copy() as url:
         _populate(url)
-        database = Watched(url)
-        database.open()
-        yield database
-        database.close()
+        with watching(url) as database:
+            yield database
 
 
 def _populate(url: str) -> None:
@@ -254,13 +263,9 @@ def test_groups_of_appends_share_a_plan_by_keys_be_it_made_when_the_tables_were_
         with psycopg.connect(url, autocommit=True) as connection:
             connection.execute("vacuum analyze")  # so that the planner knows them to be empty
             explain_everything(connection)
-        watched = Watched(url)
-        watched.open()
-        try:
+        with watching(url) as watched:
             store = PostgresStore(watched)
             plans = plans_of(watched, lambda: append_together(store, gathering, ["s1", "s2"]), runs=1)
-        finally:
-            watched.close()
 
     scans = [node for plan in plans for node in nodes(plan["Plan"]) if node.get("Relation Name") == "session"]
     assert scans

@@ -9,7 +9,6 @@ reflection and the JSON form of protobuf.
 from __future__ import annotations
 
 import io
-import json
 import re
 import shlex
 from collections.abc import Callable, Iterator
@@ -77,16 +76,6 @@ PURGES = [command for command in SHOWN if command.line.startswith(".venv/bin/rec
 # --- what is shown and what happens
 
 
-def documents(text: str) -> list[Any]:
-    """The JSON documents that follow one another in a text."""
-    found, decoder, rest = [], json.JSONDecoder(), text.strip()
-    while rest:
-        document, end = decoder.raw_decode(rest)
-        found.append(document)
-        rest = rest[end:].strip()
-    return found
-
-
 def assert_alike(actual: Any, shown: Any) -> None:
     """Equal, but for values that differ from run to run, which must only be there."""
     if isinstance(shown, dict) and isinstance(actual, dict):
@@ -118,8 +107,8 @@ def run_grpcurl(command: Command, address: str, ask: Ask) -> None:
     assert ADDRESS in command.line
     printed = ask(shlex.split(command.line.replace(ADDRESS, address))[1:])
     if command.answer.startswith(("{", "…")):
-        shown = documents(command.answer.removeprefix("…"))
-        answers = documents(printed)
+        shown = grpcurl.documents(command.answer.removeprefix("…"))
+        answers = grpcurl.documents(printed)
         assert_alike(answers[-len(shown) :] if command.answer.startswith("…") else answers, shown)
     else:
         assert printed.split() == command.answer.split()

@@ -20,7 +20,7 @@ from recalld.limits import MAX_SEARCHED_NEWEST, MAX_SEARCHED_RARE
 from recalld.storage import PostgresStore
 from recalld.storage.keys import session_key
 from tests.contract.asking import search
-from tests.integration.test_plans import Watched, explain_everything, nodes, plans_of
+from tests.integration.test_plans import Watched, explain_everything, nodes, plans_of, watching
 from tests.postgres import Databases
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -36,10 +36,8 @@ SESSIONS += [("small", f"s{n}", "", 30) for n in range(10)]
 def watched(databases: Databases) -> Iterator[Watched]:
     with databases.copy() as url:
         _populate(url)
-        database = Watched(url)
-        database.open()
-        yield database
-        database.close()
+        with watching(url) as database:
+            yield database
 
 
 @pytest.fixture

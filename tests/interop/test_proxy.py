@@ -17,6 +17,7 @@ from recall.v1.session_pb2 import GetSessionRequest
 from recall.v1.session_pb2_grpc import SessionServiceStub
 from tests.integration.conftest import Client, connected, serving
 from tests.interop.proxy import Fate, Proxy, dropping
+from tests.served import served
 
 CALLS = 200
 TIMEOUT = 10.0
@@ -73,17 +74,12 @@ def test_the_credential_and_the_deadline_of_the_caller_reach_the_server() -> Non
 
     handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Say": grpc.unary_unary_rpc_method_handler(answer)}
     upstream = grpc.server(ThreadPoolExecutor(1), handlers=[grpc.method_handlers_generic_handler("Echo", handlers)])
-    port = upstream.add_insecure_port("127.0.0.1:0")
-    upstream.start()
-    try:
-        with (
-            grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
-            dropping(channel, drop=0, edit=lambda method, request: method.encode() + request) as proxy,
-            channel_to(proxy) as to_proxy,
-        ):
-            say: grpc.UnaryUnaryMultiCallable[bytes, bytes] = to_proxy.unary_unary("/Echo/Say")
-            assert say(b"!", timeout=TIMEOUT, metadata=(("authorization", "Bearer key"),)) == b"/Echo/Say!"
-    finally:
-        upstream.stop(None).wait()
+    with (
+        served(upstream) as channel,
+        dropping(channel, drop=0, edit=lambda method, request: method.encode() + request) as proxy,
+        channel_to(proxy) as to_proxy,
+    ):
+        say: grpc.UnaryUnaryMultiCallable[bytes, bytes] = to_proxy.unary_unary("/Echo/Say")
+        assert say(b"!", timeout=TIMEOUT, metadata=(("authorization", "Bearer key"),)) == b"/Echo/Say!"
     assert seen["authorization"] == "Bearer key"
     assert 0 < seen["seconds"] < TIMEOUT + 1  # gRPC rounds a little

@@ -32,6 +32,7 @@ from recalld.services.admin import AdminServicer
 from recalld.services.memory import MemoryServicer
 from recalld.services.session import SessionServicer
 from recalld.services.user import UserServicer
+from tests.served import served
 from tests.unit.rpc import around
 
 METHODS: dict[str, MethodDescriptor] = {
@@ -147,10 +148,5 @@ def side_of(store: Store, clock: Callable[[], datetime]) -> Iterator[Side]:
         memory_pb2_grpc.add_MemoryServiceServicer_to_server(MemoryServicer(store, limits.DEFAULT_RETENTION), server)
         user_pb2_grpc.add_UserServiceServicer_to_server(UserServicer(store, limits.DEFAULT_RETENTION), server)
         admin_pb2_grpc.add_AdminServiceServicer_to_server(AdminServicer(store, limits.DEFAULT_RETENTION, clock), server)
-        port = server.add_insecure_port("127.0.0.1:0")
-        server.start()
-        try:
-            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                yield Side(channel)
-        finally:
-            server.stop(grace=None).wait()
+        with served(server) as channel:
+            yield Side(channel)

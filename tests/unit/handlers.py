@@ -20,6 +20,7 @@ from recalld.services.call import principal
 from recalld.services.wrapping import Handler
 from tests.access import Context
 from tests.reference import ReferenceStore
+from tests.served import served
 from tests.unit.rpc import around, detail
 
 # Seconds. A deadline, not a delay.
@@ -70,13 +71,8 @@ def serving(
     stack = around(admission=admission, quotas=quotas, most_streams=most_streams)
     server = grpc.server(ThreadPoolExecutor(8), interceptors=stack)
     add_services(server, store, timedelta(days=30))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield channel
-    finally:
-        server.stop(None).wait()
+    with served(server) as channel:
+        yield channel
 
 
 def failure(call: Callable[[], Any]) -> Any:

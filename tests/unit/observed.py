@@ -16,6 +16,7 @@ from recalld.services.admission import Admission
 from recalld.services.interceptors import interceptors
 from recalld.services.observing import Tracer, observing
 from tests.reference import ReferenceStore
+from tests.served import served
 
 # Seconds. A deadline, not a delay.
 DEADLINE = 30.0
@@ -40,10 +41,5 @@ def observed(
     )
     server = grpc.server(ThreadPoolExecutor(8), interceptors=stack)
     add_services(server, store or ReferenceStore(), timedelta(days=30))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.use_local_subchannel_pool", 1)]) as channel:
-            yield channel
-    finally:
-        server.stop(None).wait()
+    with served(server) as channel:
+        yield channel

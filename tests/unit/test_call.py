@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.empty_pb2 import Empty
 
 from recalld.services.call import RpcCall
+from tests.served import served
 
 
 class Context:
@@ -91,15 +92,10 @@ def test_a_deadline_is_told_from_none_over_a_real_connection() -> None:
     server = grpc.server(ThreadPoolExecutor(1))
     handler = grpc.unary_unary_rpc_method_handler(behaviour, Empty.FromString, Empty.SerializeToString)
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("test.Echo", {"Echo": handler}),))
-    port = server.add_insecure_port("localhost:0")
-    server.start()
-    try:
-        with grpc.insecure_channel(f"localhost:{port}") as channel:
-            echo = channel.unary_unary("/test.Echo/Echo", Empty.SerializeToString, Empty.FromString)
-            echo(Empty())
-            echo(Empty(), timeout=60)
-    finally:
-        server.stop(None).wait()
+    with served(server) as channel:
+        echo = channel.unary_unary("/test.Echo/Echo", Empty.SerializeToString, Empty.FromString)
+        echo(Empty())
+        echo(Empty(), timeout=60)
     without, within = seen
     assert without is None
     assert within is not None

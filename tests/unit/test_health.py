@@ -16,6 +16,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from recalld.services import health
 from recalld.services.health import HealthServicer
+from tests.served import served
 from tests.waiting import wait_until
 
 SERVING = HealthCheckResponse.SERVING
@@ -29,13 +30,8 @@ DEADLINE = 10.0
 def stub_of(servicer: HealthServicer) -> Iterator[HealthStub]:
     server = grpc.server(ThreadPoolExecutor(8))
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield HealthStub(channel)
-    finally:
-        server.stop(None).wait()
+    with served(server) as channel:
+        yield HealthStub(channel)
 
 
 def asking(service: str) -> HealthCheckRequest:

@@ -22,6 +22,7 @@ from recalld.services.health import HealthServicer
 from recalld.services.interceptors import answer_errors
 from recalld.services.wrapping import HandlerInterceptor
 from tests.reference import ReferenceStore
+from tests.served import served
 from tests.unit.rpc import DETAILS_KEY, NOW, RpcFailed, Services, around, detail
 
 SECRET = "what a user wrote"
@@ -140,11 +141,8 @@ def channel() -> Iterator[grpc.Channel]:
     health = HealthServicer()
     health.set([""], health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    port = server.add_insecure_port("localhost:0")
-    server.start()
-    with grpc.insecure_channel(f"localhost:{port}") as channel:
+    with served(server) as channel:
         yield channel
-    server.stop(None).wait()
 
 
 def failure(call: Callable[[], Any]) -> tuple[status_pb2.Status, grpc.Call]:

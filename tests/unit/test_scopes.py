@@ -26,6 +26,7 @@ from recalld.services.admission import SCOPES, Admission
 from recalld.services.health import HealthServicer
 from recalld.services.wrapping import Handler
 from tests.reference import ReferenceStore
+from tests.served import served
 from tests.unit.handlers import DEADLINE, reason_of
 from tests.unit.rpc import around, detail
 
@@ -80,13 +81,8 @@ def serving(admission: Admission | None) -> Iterator[grpc.Channel]:
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     reflection.enable_server_reflection([reflection.SERVICE_NAME], server)
     server.add_generic_rpc_handlers((new_service(),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield channel
-    finally:
-        server.stop(None).wait()
+    with served(server) as channel:
+        yield channel
 
 
 @pytest.fixture(scope="module")
