@@ -30,7 +30,7 @@ from recall.v1.session_pb2 import (
     UpdateSessionRequest,
 )
 from recall.v1.user_pb2 import CreateUserRequest, DeleteUserRequest, UndeleteUserRequest
-from tests.integration.conftest import Client
+from tests.integration.conftest import Client, connected, serving
 
 THREADS = 16
 CALLS = 300  # of each thread
@@ -79,7 +79,12 @@ VIOLATIONS = {
 
 def violations(url: str) -> dict[str, Any]:
     with psycopg.connect(url) as connection:
-        found = {rule: connection.execute(query).fetchall() for rule, query in VIOLATIONS.items()}
+        return broken_rules(connection)
+
+
+def broken_rules(connection: psycopg.Connection) -> dict[str, Any]:
+    """The rules that the rows seen in this transaction break, each with what breaks it."""
+    found = {rule: connection.execute(query).fetchall() for rule, query in VIOLATIONS.items()}
     return {rule: rows for rule, rows in found.items() if rows}
 
 
@@ -170,26 +175,92 @@ def test_the_tables_hold_together_whatever_is_done_to_them_at_once(client: Clien
             assert connection.execute(f"select count(*) from recalld.{table}").fetchone() == (0,), table
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "delete from recalld.tombstone",
-        "update recalld.session set message_count = message_count - 1 where not deleted",
-        "delete from recalld.session",
-        "update recalld.app_user set delete_time = now()",
+# What breaks each rule, in every part that can be broken by itself.
+DAMAGES = {
+    "message_count is the number of live messages": [
+        "update recalld.session set message_count = message_count - 1 where session_id = 'live'",
+        "update recalld.session set cleared_seq = 1 where session_id = 'live'",
+        "update recalld.message set delete_time = now() where seq = 3",
+        "delete from recalld.message where seq = 3",
     ],
-)
-def test_the_rules_are_seen_to_be_broken(client: Client, database_url: str, damage: str) -> None:
-    """The control of the test above: it can fail."""
-    client.users.CreateUser(CreateUserRequest(user_id="u"), timeout=10)
-    for session_id in ("live", "deleted"):
-        messages = [Message(role="user", content="hello")]
-        request = AddMemoryRequest(session_id=session_id, user_id="u", messages=messages)
-        client.memory.AddMemory(request, timeout=10)
-    client.sessions.DeleteSession(DeleteSessionRequest(session_id="deleted"), timeout=10)
-    assert violations(database_url) == {}
+    "no message is without its session, or beyond its last_seq": [
+        "delete from recalld.session where session_id = 'live'",
+        "update recalld.session set last_seq = 2 where session_id = 'live'",
+    ],
+    "a deleted session has nothing above its watermark": [
+        "update recalld.session set cleared_seq = 0 where deleted",
+        "update recalld.session set delete_time = now() where session_id = 'live'",
+    ],
+    "a deleted session has the tombstone that purging will find it by": [
+        "delete from recalld.tombstone where whole",
+        "update recalld.tombstone set session_key = recalld.session_key('default', 'live') where whole",
+        "update recalld.tombstone set whole = false",
+        "update recalld.tombstone set delete_time = delete_time + interval '1 second'",
+        "update recalld.tombstone set last_seq = last_seq + 1",
+    ],
+    "no tombstone is without its session": [
+        "delete from recalld.session where deleted",
+    ],
+    "no live message lies in a tombstone's range": [
+        "update recalld.message set delete_time = null where delete_time is not null",
+        "update recalld.session set cleared_seq = 0, message_count = last_seq where session_id = 'cleared'",
+        "update recalld.session set cleared_seq = cleared_seq - 1 where session_id = 'cleared'",
+        "update recalld.tombstone set first_seq = 1 where first_seq = 2",
+        "update recalld.tombstone set last_seq = 3 where last_seq = 2",
+    ],
+    "every deleted message lies in a tombstone's range": [
+        "delete from recalld.tombstone where not whole",
+        "update recalld.session set cleared_seq = last_seq, message_count = 0 where session_id = 'live'",
+        "update recalld.message set delete_time = now() where seq = 3",
+        "update recalld.tombstone set first_seq = 2",
+        "update recalld.tombstone set last_seq = 1",
+    ],
+    "no live session belongs to a user that is not live": [
+        "update recalld.app_user set delete_time = now()",
+        "update recalld.app_user set namespace = 'another'",
+        "delete from recalld.app_user",
+        "update recalld.session set user_id = 'nobody' where session_id = 'live'",
+    ],
+    "active_time is update_time to the minute": [
+        "update recalld.session set active_time = active_time - interval '1 minute'",
+        "update recalld.session set update_time = update_time + interval '1 minute'",
+        "update recalld.session set active_time = active_time + interval '1 second'",
+    ],
+}
 
-    with psycopg.connect(database_url) as connection:
-        connection.execute(damage)
 
-    assert violations(database_url) != {}
+@pytest.fixture(scope="module")
+def whole(shared_database_url: str) -> str:
+    """A database in which no rule is broken, with something for each to be broken by."""
+    with serving(shared_database_url) as server, connected(server) as client:
+
+        def add(session_id: str, *ids: str) -> None:
+            messages = [Message(message_id=each, role="user", content="hello") for each in ids]
+            request = AddMemoryRequest(session_id=session_id, user_id="u", messages=messages)
+            client.memory.AddMemory(request, timeout=10)
+
+        client.users.CreateUser(CreateUserRequest(user_id="u"), timeout=10)
+        for session_id in ("live", "cleared", "deleted"):
+            add(session_id, *MESSAGE_IDS[:2])
+        client.memory.DeleteMessage(DeleteMessageRequest(session_id="live", message_id=MESSAGE_IDS[1]), timeout=10)
+        client.memory.ClearMemory(ClearMemoryRequest(session_id="cleared"), timeout=10)
+        for session_id in ("live", "cleared"):
+            add(session_id, MESSAGE_IDS[2])
+        client.sessions.DeleteSession(DeleteSessionRequest(session_id="deleted"), timeout=10)
+    return shared_database_url
+
+
+@pytest.mark.parametrize(("rule", "damage"), [(rule, each) for rule, damages in DAMAGES.items() for each in damages])
+def test_a_rule_is_seen_to_be_broken(whole: str, rule: str, damage: str) -> None:
+    """The control of the test above: each of its rules can fail."""
+    with psycopg.connect(whole) as connection:
+        assert broken_rules(connection) == {}
+
+        assert connection.execute(damage.encode()).rowcount
+
+        assert rule in broken_rules(connection)
+        connection.rollback()
+
+
+def test_no_rule_is_without_damage() -> None:
+    assert DAMAGES.keys() == VIOLATIONS.keys()
