@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -98,28 +97,32 @@ def await_calls(history: History, number: int, callers: Thread) -> None:
 # --- real processes, and what befalls them
 
 
-def kill_server(replicas: list[Replica], database: Cluster, chance: random.Random) -> None:
+def kill_server(replicas: list[Replica], database: Cluster, chance: random.Random, history: History) -> None:
     victim = chance.choice(replicas)
     victim.kill()
     victim.start()
     victim.await_serving()
 
 
-def kill_postgres(replicas: list[Replica], database: Cluster, chance: random.Random) -> None:
+def kill_postgres(replicas: list[Replica], database: Cluster, chance: random.Random, history: History) -> None:
     database.kill()
     database.start()
     for each in replicas:
         each.await_serving()
 
 
-def end_connections(replicas: list[Replica], database: Cluster, chance: random.Random) -> None:
+def end_connections(replicas: list[Replica], database: Cluster, chance: random.Random, history: History) -> None:
     database.execute("select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'recalld'")
 
 
-def freeze_postgres(replicas: list[Replica], database: Cluster, chance: random.Random) -> None:
-    """Until calls have missed their deadlines."""
+def freeze_postgres(replicas: list[Replica], database: Cluster, chance: random.Random, history: History) -> None:
+    """Until a call that was made meanwhile has missed its deadline."""
     database.freeze()
-    time.sleep(4)
+    before = len(history.calls)
+    wait_until(
+        lambda: any(call.returned and call.answer is None for call in history.calls[before:]),
+        "no call misses its deadline",
+    )
     database.thaw()
     for each in replicas:
         each.await_serving()
@@ -145,7 +148,7 @@ def test_some_order_explains_every_answer_whatever_is_killed(rounds: int, tmp_pa
             done += 1
             for fault in FAULTS:
                 with at_work(callers, history) as thread:
-                    fault(replicas, database, chance)
+                    fault(replicas, database, chance, history)
                     await_calls(history, 100, thread)
                 await_rest(replicas, database)
                 history.rest()
