@@ -363,3 +363,12 @@ def test_a_filter_finds_what_lies_behind_pages_that_do_not_fit(store: Store, cal
     for n in range(60):
         store.create_session(call, f"s{n:02}", "", _large(n))
     assert session_ids(store, call, SessionQuery(metadata={"n": 57}), page=5) == ["s57"]
+
+
+@pytest.mark.parametrize("page", [5, 100])
+def test_a_filter_finds_what_does_not_fit_before_what_does_not_match(store: Store, call: Call, page: int) -> None:
+    for n in range(60):
+        store.create_session(call, f"s{n:02}", "", {**_large(n), "wanted": True})
+    store.create_session(call, "unwanted", "", {})
+    expected = [f"s{n:02}" for n in range(60)]
+    assert session_ids(store, call, SessionQuery(metadata={"wanted": True}), page=page) == expected

@@ -202,7 +202,13 @@ def test_an_update_with_the_current_etag_succeeds_and_changes_it(store: Store, c
     assert store.get_session(call, "s").etag == updated.etag
 
 
-@pytest.mark.parametrize("etag", ["stale", "x", "\u00e9", "0" * 1000])
+@pytest.mark.parametrize(
+    "etag",
+    [
+        *("stale", "x", "\u00e9", "0" * 1000, "0.-1", "0.8000000000000000", "0.-8000000000000001", "-1.1"),
+        *("0." + "f" * 5000, "-" + "f" * 12 + ".1"),
+    ],
+)
 def test_an_update_with_another_etag_is_refused_and_changes_nothing(store: Store, call: Call, etag: str) -> None:
     stale = store.create_session(call, "s", "", {}).etag
     current = store.update_session(call, "s", SessionChange(metadata=MetadataChange({"a": 1})))

@@ -116,13 +116,10 @@ def end_connections(replicas: list[Replica], database: Cluster, chance: random.R
 
 
 def freeze_postgres(replicas: list[Replica], database: Cluster, chance: random.Random, history: History) -> None:
-    """Until a call that was made meanwhile has missed its deadline."""
+    """Until calls have missed their deadlines: those that were under way."""
     database.freeze()
-    before = len(history.calls)
-    wait_until(
-        lambda: any(call.returned and call.answer is None for call in history.calls[before:]),
-        "no call misses its deadline",
-    )
+    under_way = [call for call in history.calls if call.returned is None]
+    wait_until(lambda: all(call.returned for call in under_way), "no call misses its deadline")
     database.thaw()
     for each in replicas:
         each.await_serving()

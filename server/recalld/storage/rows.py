@@ -98,7 +98,7 @@ def etag_condition(etag: str) -> Values:
         wanted = (int(version, 16), _EPOCH + int(time, 16) * _MICROSECOND)
     except (ValueError, OverflowError):
         wanted = _NEVER
-    if _etag(*wanted) != etag or wanted[0] >= 2**63:  # another spelling is another etag
+    if _etag(*wanted) != etag or not 0 <= wanted[0] < 2**63:  # another spelling is another etag
         wanted = _NEVER
     return {"version": wanted[0], "version_time": wanted[1]}
 

@@ -164,7 +164,8 @@ class SessionStore(SubjectStore):
                 rows = connection.execute(statement, values).fetchall()
             for row in rows:
                 time, key, matches, fits, _ = row[_WIDTH:]
-                if len(found) == limit or (matches and not fits):
+                # What does not fit was left out, but for the last row that was examined, be it that this does not match.
+                if len(found) == limit or not fits:
                     return SessionPage(found, found[-1][1])
                 after = Position(time, key)
                 if matches:
