@@ -75,6 +75,23 @@ def test_before_all_migrations_are_done_a_call_is_told_to_come_back(missing: str
         PostgresStore(database).add_memory(CALL, NewMemory("s", [said("hello")]))
 
 
+def test_a_server_that_falls_silent_keeps_no_lock_for_long(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that is frozen, or whose machine is gone."""
+    monkeypatch.setattr("recalld.storage.database._LONGEST_SILENCE", 0.5)
+    with open_database(database_url) as silent, open_database(database_url) as working:
+        store = PostgresStore(working)
+        store.add_memory(CALL, NewMemory("s", [said("hello")]))
+
+        def fall_silent() -> None:
+            with silent.connection(CALL) as connection, connection.transaction():
+                connection.execute("select from recalld.session for update")
+                assert store.add_memory(CALL, NewMemory("s", [said("hello")])).messages[0].seq == 2
+                connection.execute("select from recalld.session")
+
+        with pytest.raises(StorageUnavailable):
+            fall_silent()
+
+
 def test_before_a_column_is_there_a_call_is_told_to_come_back(database_url: str) -> None:
     with psycopg.connect(database_url) as connection:
         connection.execute("alter table recalld.message drop column token_count")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -23,6 +24,7 @@ from recall.v1.memory_pb2 import (
 )
 from recall.v1.session_pb2 import DeleteSessionRequest
 from recalld.client import reason_of
+from recalld.storage.keys import session_key
 from tests.faults.waiting import tables_locked
 from tests.integration.callers import row_locked
 from tests.integration.conftest import Client, connected, serving
@@ -161,6 +163,39 @@ def test_a_session_that_somebody_has_locked_holds_up_its_own_writers_only(client
     assert len(contents(client, "free")) == CALLS + 1
 
 
+def test_many_sessions_that_somebody_has_locked_leave_connections_for_others(client: Client, database_url: str) -> None:
+    locked = [f"locked{number}" for number in range(CALLS)]
+    for session in (*locked, "free"):
+        client.memory.AddMemory(adding(session), timeout=DEADLINE)
+    with psycopg.connect(database_url) as holding:
+        holding.execute("select from recalld.session where session_id like 'locked%' for update")
+        stuck = begin(client.memory.AddMemory, [adding(session) for session in locked])
+        for _ in range(5):
+            client.memory.AddMemory(adding("free"), timeout=2)
+        assert not any(call.done() for call in stuck)
+    assert [call.result().messages[0].seq for call in stuck] == [2] * CALLS
+
+
+def test_a_session_that_somebody_is_creating_holds_up_its_own_writers_only(client: Client, database_url: str) -> None:
+    """Nobody can see that it is there, and so that it is locked."""
+    with psycopg.connect(database_url) as creating:
+        creating.execute(
+            """insert into recalld.session (session_key, namespace, session_id, metadata, message_count, last_seq,
+                                            cleared_seq, version, create_time, update_time, active_time)
+               values (%s, 'default', 'new', '{}', 0, 0, 0, 1, now(), now(), date_bin('1 minute', now(), 'epoch'))""",
+            [session_key("default", "new")],
+        )
+        for _ in range(3):
+            begun = time.monotonic()
+            others = begin(client.memory.AddMemory, [adding(f"s{number}") for number in range(CALLS // 2)])
+            stuck = client.memory.AddMemory.future(adding("new"), timeout=1)
+            others += begin(client.memory.AddMemory, [adding(f"s{number}") for number in range(CALLS // 2, CALLS)])
+            assert {call.code() for call in others} == {grpc.StatusCode.OK}
+            assert time.monotonic() - begun < 3
+            assert stuck.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert client.memory.AddMemory(adding("new"), timeout=DEADLINE).messages[0].seq == 1
+
+
 def test_those_who_wait_for_a_lock_in_vain_are_told_and_do_not_wait_anew(
     statements: Statements, database_url: str
 ) -> None:
@@ -208,6 +243,35 @@ def test_reads_at_once_are_a_few_statements_and_each_gets_what_it_asked_for(
     assert [call.result() for call in calls] == expected
     assert [len(answer.messages) for answer in expected[:5]] == [10, 3, 2, 2, 10]
     assert 1 <= len(statements.texts) <= len(requests) / 2
+
+
+def damage(database_url: str, content: str) -> None:
+    """Has every reading of messages with this content fail, as if their place on the disk were damaged."""
+    with psycopg.connect(database_url) as connection:
+        columns = connection.execute("select * from recalld.message limit 0").description or ()
+        others = ", ".join(column.name for column in columns if column.name != "content")
+        for statement in (
+            """create function recalld.unreadable() returns text language plpgsql as
+               $$ begin raise exception using errcode = 'data_corrupted'; end $$""",
+            "alter table recalld.message rename to readable",
+            f"""create view recalld.message as
+                select {others}, case when content = '{content}' then recalld.unreadable() else content end as content
+                  from recalld.readable""",
+        ):
+            connection.execute(statement.encode())
+
+
+def test_a_message_that_cannot_be_read_fails_only_who_reads_it(client: Client, database_url: str) -> None:
+    names = [f"s{number}" for number in range(CALLS)]
+    names.insert(CALLS // 2, "damaged")
+    for name in names:
+        client.memory.AddMemory(adding(name, content=name), timeout=DEADLINE)
+    damage(database_url, "damaged")
+    with tables_locked(database_url) as wait_for:
+        calls = begin(client.memory.GetMemory, [GetMemoryRequest(session_id=name) for name in names])
+        wait_for(2)
+    assert [name for name, call in zip(names, calls, strict=True) if call.code() != grpc.StatusCode.OK] == ["damaged"]
+    assert calls[CALLS // 2].code() == grpc.StatusCode.INTERNAL
 
 
 def test_an_answer_too_large_to_share_a_statement_comes_whole(

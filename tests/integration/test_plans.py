@@ -342,6 +342,17 @@ def test_deleting_a_message_is_one_statement_and_no_transaction_block(store: Pos
     assert (len(plans), watched.transactions) == (1, 0)
 
 
+def test_recognising_a_repetition_locks_no_row(store: PostgresStore, watched: Watched) -> None:
+    """One that shared a session's row, while appends to it failed and succeeded, made Postgres answer XX000."""
+    repeated = NewMemory("s3", [said(), said()])
+
+    plans = plans_of(watched, lambda: store.add_memory(CALL, repeated), nested=False)
+
+    kinds = {node["Node Type"] for plan in plans for node in nodes(plan["Plan"])}
+    assert "Index Scan" in kinds
+    assert "LockRows" not in kinds
+
+
 def test_a_merge_is_one_statement_in_a_transaction_block(store: PostgresStore, watched: Watched) -> None:
     change = SessionChange(MetadataChange({"a": 1}))
 

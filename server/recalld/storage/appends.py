@@ -30,8 +30,8 @@ UNDELETED: Final = 2
 # Calls in one statement for those that waited for a lock.
 _MOST_CALLS: Final = 32
 
-# Sessions that are waited for at a time; each takes a connection too.
-_MOST_LOCKED: Final = 64
+# The share of the connections that may wait for locked sessions, each for one of them: the rest is for everybody else.
+_WAITING_SHARE: Final = 4
 
 # What a call may be that shares a statement: a large one would only keep the others waiting.
 _MOST_MESSAGES: Final = 8
@@ -39,7 +39,7 @@ MOST_CHARACTERS: Final = 16_384
 
 # What one call of a group can bring about for all of it. The transaction has rolled back; each call tries by itself.
 # Those who wait for one session together have all waited in vain when they get no lock.
-_FAULT: Final = (pg.IntegrityError, pg.DataError, pg.ProgramLimitExceeded)
+_FAULT: Final = (pg.IntegrityError, pg.DataError, pg.ProgramLimitExceeded, pg.InternalError)
 _CONTENTION: Final = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
 _FAULTS_OF_ONE: Final = {False: (*_FAULT, *_CONTENTION), True: _FAULT}
 
@@ -104,10 +104,11 @@ class Appends:
         self._clock = clock
         # Off where one transaction on several sessions is dear: on Citus it spans shards.
         self.grouping = True
-        # Of sessions that are locked: who waits. There is one thread for each.
+        # Of sessions that are locked: who waits, or will when those before have waited.
         self._waiting: dict[UUID, deque[_Wish]] = {}
         self._lock = Lock()
-        self._threads = ThreadPoolExecutor(_MOST_LOCKED, thread_name_prefix="recalld-locked")
+        waiting = max(1, database.size // _WAITING_SHARE)
+        self._threads = ThreadPoolExecutor(waiting, thread_name_prefix="recalld-locked")
 
     def append(self, what: Append) -> AddedMemory | None:
         """None when nothing was done: the session is not there or not live, or the call is a repetition."""

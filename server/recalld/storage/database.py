@@ -40,6 +40,10 @@ _CANCEL_TIMEOUT = 1.0
 # hides the timeout from it.
 _OVERTIME = 1.0
 
+# Seconds after which the database ends a transaction whose server says nothing more: of one that is frozen, or whose
+# machine is gone, it would keep the locks until TCP notices.
+_LONGEST_SILENCE = 10.0
+
 # Seconds between two looks at what is lent.
 _PATROL_INTERVAL = 0.5
 
@@ -96,7 +100,7 @@ class Database:
 
     Args:
         url: the database, as a URL or a libpq connection string; of several hosts the one that can be written to.
-        size: the most connections.
+        size: the most connections; also an attribute.
         timeout: seconds that a call waits for a connection before it is turned away.
         statement_timeout: seconds after which a statement is stopped.
         lock_timeout: seconds that a statement waits for a lock.
@@ -116,6 +120,7 @@ class Database:
         pooler: bool = False,
         span: Callable[[], AbstractContextManager[object]] | None = None,
     ) -> None:
+        self.size = size
         self._span = span
         self._timeout = timeout
         self._longest = statement_timeout if pooler else statement_timeout + _OVERTIME
@@ -134,6 +139,7 @@ class Database:
             options["options"] = (
                 f"-c timezone=UTC -c statement_timeout={int(statement_timeout * 1000)}"
                 f" -c lock_timeout={int(lock_timeout * 1000)}"
+                f" -c idle_in_transaction_session_timeout={int(_LONGEST_SILENCE * 1000)}"
             )
         self._pool = _pool(url, "recalld", size, timeout, options)
         # A connection of its own, so that a busy server does not look like a dead database.

@@ -193,7 +193,7 @@ class MemoryStore(SubjectStore):
         if not rows:
             return None
         first_seq = rows[0][1]
-        for expected, (place, seq, _time, _outcome, same) in enumerate(rows, 1):
+        for expected, (place, seq, _time, _outcome, same, _written) in enumerate(rows, 1):
             if not same or place != expected or seq != first_seq + expected - 1:
                 raise errors.MessageIdConflict(str(messages[place - 1].message_id))
         if len(rows) < len(messages):

@@ -7,6 +7,8 @@ from operator import attrgetter
 from typing import Any, Final, LiteralString, NamedTuple
 from uuid import UUID
 
+from psycopg import errors as pg
+
 from recalld.domain import Call, Memory, Message, Session
 from recalld.gathering import Wish, as_one, aside, gather, gathers
 from recalld.limits import MAX_PAGE_BYTES
@@ -69,7 +71,7 @@ class Reads:
             wish = _Wish(what)
             with self._database.span():
                 gather(self._read, wish)
-            if not wish.large:
+            if not (wish.alone or wish.large):
                 return wish.memory
         return aside(self._read_alone, what)
 
@@ -93,7 +95,13 @@ class Reads:
             "max_bytes": _MOST_BYTES,
         }
         with self._database.connection(call, traced=False) as connection:
-            rows = connection.execute(_OF_SEVERAL, values).fetchall()
+            try:
+                rows = connection.execute(_OF_SEVERAL, values).fetchall()
+            except (pg.DataError, pg.InternalError):
+                # A message that cannot be read, as on a damaged page, fails nobody but who asks for it.
+                for wish in wishes:
+                    wish.alone = True
+                return
         found: list[list[Any]] = [[] for _ in wishes]
         for row in rows:
             found[row[0] - 1].append(row)
@@ -102,12 +110,17 @@ class Reads:
 
 
 class _Wish(Wish):
-    """A read, and what came of it."""
+    """A read, and what came of it.
+
+    Attributes:
+        alone: nothing, since one of the group failed: it may be this, or not.
+    """
 
     def __init__(self, what: Read) -> None:
         super().__init__(what.call)
         self.what = what
         self.rows: Sequence[Any] = ()
+        self.alone = False
 
     @property
     def large(self) -> bool:

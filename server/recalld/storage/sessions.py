@@ -164,7 +164,7 @@ class SessionStore(SubjectStore):
                 rows = connection.execute(statement, values).fetchall()
             for row in rows:
                 time, key, matches, fits, _ = row[_WIDTH:]
-                # What does not fit was left out, but for the last row that was examined, be it that this does not match.
+                # What does not fit was left out, but for the last row that was examined, whether that matches or not.
                 if len(found) == limit or not fits:
                     return SessionPage(found, found[-1][1])
                 after = Position(time, key)

@@ -15,21 +15,21 @@ select g.last_seqs, g.outcomes
                             %(contents)s::text[], %(metadatas)s::jsonb[], %(token_counts)s::integer[]) as g
 
 -- name: replayed
--- What is stored under the ids of a call, and whether it is what the call sends. The lock makes it a transaction that
--- writes, and so waits, as the first call should have, until a synchronous standby has everything up to here.
+-- What is stored under the ids of a call, and whether it is what the call sends. The empty message in the log makes it a
+-- transaction that writes, and so waits, as the first call should have, until a synchronous standby has everything up to
+-- here. Not a lock: one that shares the session's row, while appends to it fail and others succeed, can make Postgres see
+-- two updaters where there was one after the other (XX000).
 select new.place, m.seq, m.create_time, m.outcome,
        coalesce(m.sent_digest, recalld.message_digest(m.role, m.content, m.metadata, m.token_count))
-       = recalld.message_digest(new.role, new.content, new.metadata, new.token_count) as same
+       = recalld.message_digest(new.role, new.content, new.metadata, new.token_count) as same,
+       (select pg_logical_emit_message(true, 'recalld', '')) as written
   from unnest(%(message_ids)s::uuid[], %(seqs)s::bigint[], %(roles)s::text[], %(contents)s::text[],
               %(metadatas)s::jsonb[], %(token_counts)s::integer[])
        with ordinality as new (message_id, seq, role, content, metadata, token_count, place)
   join recalld.message as m
     on m.session_key = %(session_key)s
    and {by_id}
-  join recalld.session as s
-    on s.session_key = %(session_key)s
  order by new.place
-   for key share of s
 
 -- name: replayed_by_given_id
 m.message_id = new.message_id and m.id_derived is not true
