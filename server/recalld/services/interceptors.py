@@ -16,6 +16,7 @@ from recalld.access.quotas import Quotas
 from recalld.errors import Internal, InvalidField, RecallError, ShuttingDown
 from recalld.services.admission import Admission, admitting, sharing
 from recalld.services.observing import reason
+from recalld.services.replies import Replies, bounding
 from recalld.services.status import abort
 from recalld.services.wrapping import Behaviour, Handler, HandlerInterceptor, Wrap, rewrapped
 
@@ -45,6 +46,7 @@ def interceptors(
         admitting(admission),
         sharing(quotas, most_streams),
         refuse_undecodable,
+        bounding(Replies()),
         functools.partial(end_streams, draining),
     ]
     return [HandlerInterceptor(wrap) for wrap in wraps]
