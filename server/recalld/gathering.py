@@ -23,7 +23,7 @@ from typing import Any, Final, ParamSpec, TypeVar, cast
 from greenlet import getcurrent, greenlet
 
 from recalld import errors
-from recalld.domain import Call, LocalCall
+from recalld.domain import NOBODYS, Call
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -31,9 +31,6 @@ W = TypeVar("W", bound="Wish")
 
 # What is done aside; it returns what tells of its end.
 Errand = Callable[[], Callable[[], None]]
-
-# The call of what no caller waits for the end of.
-_NOBODYS: Final = LocalCall("")
 
 # The hub whose thread this is, if it is one's.
 _here = threading.local()
@@ -79,8 +76,7 @@ def aside(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> 
     hub = _hub()
     if hub is None:
         return function(*arguments, **options)
-    errand = Wish(_NOBODYS)
-    errand._hub, errand._greenlet = hub, getcurrent()
+    errand = hub.wish_of_nobody()
     context = copy_context()
     result: list[R] = []
 
@@ -96,6 +92,33 @@ def aside(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> 
     if errand.error is not None:
         raise errand.error
     return result[0]
+
+
+class ParkingCondition(threading.Condition):
+    """A condition that holds up no thread that gathers: who waits for it there is put aside until it is notified."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._parked: list[Wish] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        hub = _hub()
+        if hub is None or timeout is not None:
+            return super().wait(timeout)
+        self._parked.append(hub.wish_of_nobody())
+        self.release()
+        try:
+            hub.greenlet.switch()
+        finally:
+            self.acquire()
+        return True
+
+    def notify(self, n: int = 1) -> None:
+        """Of those put aside it tells all, be it `notify_all`, which comes here too, or not: any wait may end early."""
+        parked, self._parked = self._parked, []
+        for wish in parked:
+            wish.resume()
+        super().notify(n)
 
 
 def gathers() -> bool:
@@ -154,12 +177,15 @@ def as_one(wishes: Sequence[W]) -> tuple[Sequence[W], Call]:
 class Gathering(ThreadPoolExecutor):
     """Threads that gather. A call whose Future is cancelled is run nevertheless.
 
+    A ThreadPoolExecutor by name only: gRPC takes no other kind for the threads of a method.
+
     Args:
         threads: how many; each works for some calls while the others take on the next. While all of them are kept by
             their work for long, by a lock or a database that does not answer, there are more.
-        most: calls that a thread takes on before it does what they want.
+        most: calls that something is done for at once, and that a thread takes on before it does what they want.
         aside: has something done on a thread elsewhere.
         grouped: told each time for how many calls something is done at once.
+        name: of each thread.
     """
 
     def __init__(
@@ -169,8 +195,10 @@ class Gathering(ThreadPoolExecutor):
         most: int,
         aside: Callable[[Errand], None],
         grouped: Callable[[int], None] = lambda _calls: None,
+        name: str = "recalld-gather",
     ) -> None:
         super().__init__(threads)
+        self._name = name
         self.aside = aside
         self.grouped = grouped
         self._usual = threads
@@ -204,7 +232,7 @@ class Gathering(ThreadPoolExecutor):
             threading.Thread(target=self._relieve, name="recalld-relieve", daemon=True).start()
         hub = _Hub(self)
         self._hubs.append(hub)
-        threading.Thread(target=hub.run, name="recalld-gather", daemon=True).start()
+        threading.Thread(target=hub.run, name=self._name, daemon=True).start()
         return hub
 
     def _relieve(self) -> None:
@@ -313,6 +341,12 @@ class _Hub:
         self.parked = 0
         self._wanted: dict[Callable[[Sequence[Any]], None], list[Wish]] = {}
 
+    def wish_of_nobody(self) -> Wish:
+        """For the call that runs here now: it is put aside until this is resumed."""
+        wish = Wish(NOBODYS)
+        wish._hub, wish._greenlet = self, getcurrent()
+        return wish
+
     def run(self) -> None:
         _here.hub = self
         self.greenlet = getcurrent()
@@ -363,18 +397,22 @@ class _Hub:
     def _work(self) -> None:
         wanted, self._wanted = self._wanted, {}
         self.since = monotonic()
-        for work, wishes in wanted.items():
-            self.threads.grouped(len(wishes))
-            try:
-                work(wishes)
-            except Exception as error:
-                for wish in wishes:
-                    if not wish.pending:
-                        wish.error = error
+        for work, all_wishes in wanted.items():
+            for first in range(0, len(all_wishes), self.threads.most):
+                self._work_for(work, all_wishes[first : first + self.threads.most])
+        self.since = float("inf")
+
+    def _work_for(self, work: Callable[[Sequence[Any]], None], wishes: Sequence[Wish]) -> None:
+        self.threads.grouped(len(wishes))
+        try:
+            work(wishes)
+        except Exception as error:
             for wish in wishes:
                 if not wish.pending:
-                    self._go_on(wish)
-        self.since = float("inf")
+                    wish.error = error
+        for wish in wishes:
+            if not wish.pending:
+                self._go_on(wish)
 
     def _go_on(self, wish: Wish) -> None:
         assert wish._greenlet is not None

@@ -9,24 +9,38 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message as ProtoMessage
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1.health_pb2 import HealthCheckRequest
 from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_status import rpc_status
 
-from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
+from recall.v1.memory_pb2 import AddMemoryRequest, DeleteMessageRequest, GetMemoryRequest, ListMessagesRequest, Message
 from recall.v1.session_pb2 import StreamSessionsRequest
 from recalld.app import Server
 from recalld.domain import LocalCall
-from recalld.services import overload
+from recalld.limits import MIB
+from recalld.services import interceptors, overload
+from recalld.services.replies import Replies
 from recalld.storage import PostgresStore
 from recalld.storage.appends import MOST_CHARACTERS
 from tests.faults.waiting import tables_locked
-from tests.fuzz.http2 import END_HEADERS, HEADERS, Connection, call_headers, frame, header_block
+from tests.fuzz.http2 import (
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    Connection,
+    call_headers,
+    frame,
+    grpc_message,
+    header_block,
+)
 from tests.integration.conftest import Client, connected, serving
 from tests.processes import DEADLINE, SERVING
 from tests.waiting import wait_until
@@ -35,6 +49,7 @@ MOST = 8
 TEN_TIMES = 10 * MOST
 ADD = "/recall.v1.MemoryService/AddMemory"
 GET = "/recall.v1.MemoryService/GetMemory"
+LIST = "/recall.v1.MemoryService/ListMessages"
 
 # Seconds in which an idle server would answer many times over, on a machine with much else to do.
 PROMPT = 2.0
@@ -140,10 +155,10 @@ def test_a_call_that_is_turned_away_is_not_even_decoded(database_url: str) -> No
 
 
 @contextmanager
-def half_calls(server: Server, number: int) -> Iterator[None]:
-    """Calls of AddMemory and GetMemory that have begun, and whose requests never come."""
+def half_calls(server: Server, number: int, *methods: str) -> Iterator[None]:
+    """Calls that have begun, and whose requests never come: so many of each method, AddMemory and GetMemory if none."""
     with ExitStack() as opened:
-        for method in [ADD, GET] * number:
+        for method in (methods or (ADD, GET)) * number:
             connection = opened.enter_context(Connection(server.address, DEADLINE))
             connection.open()
             connection.send(frame(HEADERS, END_HEADERS, 1, header_block(call_headers(method.encode()))))
@@ -161,13 +176,86 @@ def test_a_call_whose_request_does_not_come_holds_up_no_other(database_url: str)
         _add_and_get(client)
 
 
+def test_calls_whose_requests_do_not_come_keep_no_threads(database_url: str) -> None:
+    """But for the first few: calls do not gather before they have company."""
+    with serving(database_url, max_concurrent_calls=MOST) as server, half_calls(server, MOST):
+        wait_until(lambda: counted(server) == MOST, "not all are there")
+        names = Counter(thread.name.rpartition("_")[0] for thread in threading.enumerate())
+        assert names["recalld-call"] + names["recalld-aside"] <= 4
+
+
+HEALTH = "/grpc.health.v1.Health/Check"
+GET_SESSION = "/recall.v1.SessionService/GetSession"
+
+
+def test_calls_of_health_whose_requests_do_not_come_silence_nobody(database_url: str) -> None:
+    """Anybody may call it."""
+    with serving(database_url) as server, connected(server) as client, half_calls(server, 4, HEALTH):
+        for _ in range(3):
+            assert HealthStub(client.channel).Check(HealthCheckRequest(), timeout=PROMPT).status == SERVING
+
+
+def test_calls_turned_away_whose_requests_do_not_come_keep_no_other_from_being_told(database_url: str) -> None:
+    with (
+        serving(database_url, max_concurrent_calls=MOST) as server,
+        connected(server) as client,
+        half_calls(server, 2 * MOST, GET_SESSION),
+    ):
+        wait_until(lambda: counted(server) == MOST, "not all are there")
+        for _ in range(3):
+            refused = client.memory.AddMemory.future(hello(), timeout=PROMPT)
+            assert refusal(refused.exception()) == OVERLOADED
+
+
 def test_it_would_if_it_were_waited_for_where_calls_gather(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above."""
-    monkeypatch.setattr(overload, "_gathered", overload._on)
+    monkeypatch.setattr(overload, "ParkingCondition", threading.Condition)
     with serving(database_url) as server, connected(server) as client, half_calls(server, 4):
         with pytest.raises(grpc.RpcError) as stuck:
             _add_and_get(client)
         assert stuck.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+@contextmanager
+def unread_calls(server: Server, number: int, method: str, request: ProtoMessage) -> Iterator[None]:
+    """So many calls on one connection whose client takes no reply."""
+    with Connection(server.address, DEADLINE) as connection:
+        connection.open(window=0)
+        for call in range(number):
+            headers = header_block(call_headers(method.encode()))
+            connection.send(frame(HEADERS, END_HEADERS, 2 * call + 1, headers))
+            connection.send(frame(DATA, END_STREAM, 2 * call + 1, grpc_message(request.SerializeToString())))
+        yield
+
+
+def test_replies_that_nobody_reads_are_held_up_to_a_bound_and_leave_room_for_others(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interceptors, "Replies", partial(Replies, most=20 * MIB, most_of_one=10 * MIB))
+    large = ListMessagesRequest(session_id="large")
+
+    def answered(server: Server, code: str) -> float:
+        labels = {"method": "MemoryService/ListMessages", "code": code}
+        return server.metrics.registry.get_sample_value("recalld_calls_total", labels) or 0
+
+    with serving(database_url) as server, connected(server) as client:
+        client.memory.AddMemory(hello("large", MIB - 1024), timeout=DEADLINE)
+        with unread_calls(server, 15, LIST, large):
+            wait_until(lambda: answered(server, "OK") == 10, "they are not answered")
+            wait_until(lambda: answered(server, "RESOURCE_EXHAUSTED") == 5, "they are not turned away")
+            assert client.memory.ListMessages(large, timeout=DEADLINE).messages
+            with unread_calls(server, 15, LIST, large):
+                wait_until(lambda: answered(server, "RESOURCE_EXHAUSTED") == 10, "they are not turned away")
+                refused = client.memory.ListMessages.future(large, timeout=DEADLINE)
+                assert refusal(refused.exception()) == OVERLOADED
+                # What is small goes on, and what may be large is not done.
+                (added,) = client.memory.AddMemory(hello("small"), timeout=DEADLINE).messages
+                delete = DeleteMessageRequest(session_id="small", message_id=added.message_id)
+                unwritten = client.memory.DeleteMessage.future(delete, timeout=DEADLINE)
+                assert refusal(unwritten.exception()) == OVERLOADED
+                assert client.memory.GetMemory(GetMemoryRequest(session_id="small"), timeout=DEADLINE).messages
+        wait_until(lambda: client.memory.ListMessages.future(large).exception() is None, "what was held is not let go")
+        assert client.memory.ListMessages(large, timeout=DEADLINE).messages
 
 
 def test_a_stream_is_turned_away_like_any_call(database_url: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from recalld.domain import Call
 from recalld.errors import Cancelled, Contention, DeadlineExceeded
-from recalld.gathering import Gathering, SpareThreads, Wish, as_one, aside, gather, gathers
+from recalld.gathering import Gathering, ParkingCondition, SpareThreads, Wish, as_one, aside, gather, gathers
 from tests.waiting import wait_until
 
 DEADLINE = 10.0
@@ -155,6 +155,24 @@ def test_while_one_thread_works_the_next_takes_on_calls(work: Work, monkeypatch:
     threads.shutdown()
 
 
+def test_no_group_has_more_than_the_most_however_many_were_put_aside_before(work: Work, one_thread: Gathering) -> None:
+    """Calls that were put aside come back all at once."""
+    go_on = threading.Event()
+
+    def wants(number: int) -> int:
+        aside(go_on.wait, DEADLINE)
+        gather(work, Wish(Asked()))
+        return number
+
+    calls = [one_thread.submit(wants, number) for number in range(8)]
+    assert one_thread.submit(lambda: 7).result(DEADLINE) == 7
+    go_on.set()
+    for _ in calls:
+        work.go_on.release()
+    assert [call.result(DEADLINE) for call in calls] == list(range(8))
+    assert max(map(len, work.groups)) <= 3
+
+
 def test_different_wishes_are_fulfilled_apart(work: Work, one_thread: Gathering) -> None:
     other = Work()
     first = wishing(one_thread, work)
@@ -232,6 +250,51 @@ def test_what_is_done_aside_holds_up_nobody_and_comes_back_or_raises(one_thread:
     go_on.set()
     assert calls[0].result(DEADLINE) == "fails: False"
     assert isinstance(calls[1].exception(DEADLINE), Contention)
+
+
+@pytest.mark.parametrize("notify", [ParkingCondition.notify, ParkingCondition.notify_all])
+def test_who_waits_for_a_condition_holds_up_nobody(
+    notify: Callable[[ParkingCondition], None], one_thread: Gathering
+) -> None:
+    condition = ParkingCondition()
+    there: list[int] = []
+
+    def wait() -> int:
+        with condition:
+            while not there:
+                condition.wait()
+            return there[0]
+
+    calls = [one_thread.submit(wait), one_thread.submit(wait)]
+    assert one_thread.submit(lambda: 7).result(DEADLINE) == 7
+    with condition:  # nobody has it
+        notify(condition)  # in vain: they look, and wait again
+    assert one_thread.submit(lambda: 8).result(DEADLINE) == 8
+    assert not any(call.done() for call in calls)
+    with condition:
+        there.append(9)
+        condition.notify_all()
+    assert [call.result(DEADLINE) for call in calls] == [9, 9]
+
+
+def test_elsewhere_it_is_a_condition_like_any() -> None:
+    condition = ParkingCondition()
+    with condition:
+        assert not condition.wait(0.001)
+    waits = threading.Event()
+
+    def wait() -> None:
+        with condition:
+            waits.set()
+            condition.wait()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert waits.wait(DEADLINE)
+    with condition:  # that it can be had says that the other waits
+        condition.notify()
+    thread.join(DEADLINE)
+    assert not thread.is_alive()
 
 
 def test_there_are_no_more_threads_for_errands_than_errands_at_a_time() -> None:

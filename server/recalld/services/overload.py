@@ -14,8 +14,8 @@ from typing import Any, Final, TypeVar
 import grpc
 from prometheus_client import Histogram
 
-from recalld.errors import InvalidField, Overloaded
-from recalld.gathering import Gathering, SpareThreads, aside
+from recalld.errors import Overloaded
+from recalld.gathering import Gathering, ParkingCondition, SpareThreads
 from recalld.metrics import Metrics
 from recalld.services.status import abort
 from recalld.services.wrapping import Behaviour, Handler, is_beside
@@ -24,7 +24,7 @@ R = TypeVar("R")
 
 _HEALTH: Final = "/grpc.health.v1.Health/"
 
-# Threads for what needs next to no work: turning calls away, and telling health.
+# Threads for quick calls of each kind, should they have to wait for requests.
 _QUICK_THREADS: Final = 2
 
 # The methods whose calls gather, each with its own kind; the threads of each, and how many calls one of these takes on
@@ -69,6 +69,21 @@ class CallThreads(ThreadPoolExecutor):
             self.calls -= 1
 
 
+def _parks(arguments: tuple[Any, ...]) -> bool:
+    """Sees to it that a call which gRPC submits holds up no thread that gathers; False when that cannot be.
+
+    gRPC has the thread that works on a call wait for its request, which a client may be slow to send, or never send. It
+    waits by a condition of the call's own, for which there is another one here. Should a gRPC to come not show it any
+    more, the call needs a thread to itself.
+    """
+    # Submitted are a function, the event of the call, its state, and what else there is. Nobody waits yet.
+    state: Any = arguments[2] if len(arguments) > 2 else None
+    if not isinstance(getattr(state, "condition", None), threading.Condition):
+        return False
+    state.condition = ParkingCondition()
+    return True
+
+
 class GatheredCalls(Gathering):
     """Threads for calls that gather, which count among the others."""
 
@@ -77,14 +92,33 @@ class GatheredCalls(Gathering):
         self._calls = calls
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        if not _parks(args):
+            return self._calls.submit(fn, *args, **kwargs)
         return self._calls.counted(lambda: super(GatheredCalls, self).submit(fn, *args, **kwargs))
+
+
+class QuickCalls(Gathering):
+    """One thread for any number of calls that need next to no work, be they slow to send, or open for ever."""
+
+    def __init__(self, spare: SpareThreads, name: str) -> None:
+        super().__init__(1, most=_MOST_GATHERED, aside=spare.run, name=name)
+        self._unparked = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix=f"{name}-unparked")
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
+        if not _parks(args):
+            return self._unparked.submit(fn, *args, **kwargs)
+        return super().submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown()
+        self._unparked.shutdown(wait=False)
 
 
 class TurnAway(grpc.ServerInterceptor):
     """Chooses the threads of a call. Answers one that finds all taken, without decoding it, on a thread kept for that.
 
     gRPC would queue it where nobody sees it, and work on it when its caller has long given up. gRPC's own limit tells
-    the caller neither why nor when to come back. Health has threads of its own too: a busy server is no dead one. So
+    the caller neither why nor when to come back. Health has a thread of its own too: a busy server is no dead one. So
     has reflection, which anybody may call and leave open.
 
     It looks at each call when that arrives, on gRPC's serving thread, so it must be quick.
@@ -93,10 +127,10 @@ class TurnAway(grpc.ServerInterceptor):
     def __init__(self, threads: CallThreads, metrics: Metrics) -> None:
         self._threads = threads
         self._metrics = metrics
-        self._quick = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-quick")
-        self._health = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-health-call")
-        self._reflection = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix="recalld-reflection")
         self._spare = SpareThreads("recalld-aside")
+        self._quick = QuickCalls(self._spare, "recalld-quick")
+        self._health = QuickCalls(self._spare, "recalld-health-call")
+        self._reflection = QuickCalls(self._spare, "recalld-reflection")
         self._gathering = {
             method: GatheredCalls(threads, self._spare, metrics.group_sizes(method)) for method in _GATHERED
         }
@@ -109,9 +143,9 @@ class TurnAway(grpc.ServerInterceptor):
         for gathering in self._gathering.values():
             gathering.shutdown()
         self._spare.close()
-        self._quick.shutdown(wait=False)
-        self._health.shutdown(wait=False)
-        self._reflection.shutdown(wait=False)
+        self._quick.shutdown()
+        self._health.shutdown()
+        self._reflection.shutdown()
 
     def intercept_service(
         self,
@@ -129,42 +163,24 @@ class TurnAway(grpc.ServerInterceptor):
             if method not in _GATHERED or self._threads.calls < _COMPANY:
                 return handler
             gathered = self._gathered.get(method)
-            return gathered or self._gathered.setdefault(method, _gathered(self._gathering[method], handler))
+            return gathered or self._gathered.setdefault(method, _on(self._gathering[method], handler))
         return self._refusing.get(method) or self._refusing.setdefault(method, self._refuse(handler))
 
     def _refuse(self, handler: Handler) -> Handler:
-        def unary(request: bytes, context: grpc.ServicerContext) -> Any:
+        """A handler that does not wait for the request: to gRPC it is one that might read several, and reads none."""
+
+        def unary(requests: Iterator[bytes], context: grpc.ServicerContext) -> Any:
             self._metrics.refused.inc()
             abort(context, Overloaded())
 
-        def stream(request: bytes, context: grpc.ServicerContext) -> Iterator[Any]:
+        def stream(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[Any]:
             self._metrics.refused.inc()
             abort(context, Overloaded())
             yield
 
         if handler.response_streaming:
-            return _on(self._quick, grpc.unary_stream_rpc_method_handler(stream))
-        return _on(self._quick, grpc.unary_unary_rpc_method_handler(unary))
-
-
-def _gathered(threads: ThreadPoolExecutor, handler: Handler) -> Handler:
-    """The handler of a unary method, with its behaviour run by threads that gather.
-
-    gRPC waits for the request of a unary call on the thread that is to run the behaviour: a client that is slow to send
-    would hold up all calls of that thread. So gRPC is told that requests are streamed, which is the same on the wire,
-    and the one that there is is waited for aside.
-    """
-    behaviour = handler.unary_unary
-    assert behaviour is not None, "only unary methods gather"
-
-    def answer(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        request = aside(next, requests, None)
-        if request is None:
-            abort(context, InvalidField("request", "is missing"))
-        return behaviour(request, context)
-
-    answer.experimental_thread_pool = threads  # type: ignore[attr-defined]
-    return grpc.stream_unary_rpc_method_handler(answer, handler.request_deserializer, handler.response_serializer)
+            return _on(self._quick, grpc.stream_stream_rpc_method_handler(stream))
+        return _on(self._quick, grpc.stream_unary_rpc_method_handler(unary))
 
 
 def _on(threads: ThreadPoolExecutor, handler: Handler) -> Handler:
@@ -183,11 +199,15 @@ def _on(threads: ThreadPoolExecutor, handler: Handler) -> Handler:
         return grpc.stream_stream_rpc_method_handler(
             moved(handler.stream_stream), handler.request_deserializer, handler.response_serializer
         )
+    if handler.stream_unary is not None:
+        return grpc.stream_unary_rpc_method_handler(
+            moved(handler.stream_unary), handler.request_deserializer, handler.response_serializer
+        )
     if handler.unary_stream is not None:
         return grpc.unary_stream_rpc_method_handler(
             moved(handler.unary_stream), handler.request_deserializer, handler.response_serializer
         )
-    assert handler.unary_unary is not None, "no method here answers one of many requests"
+    assert handler.unary_unary is not None
     return grpc.unary_unary_rpc_method_handler(
         moved(handler.unary_unary), handler.request_deserializer, handler.response_serializer
     )
