@@ -130,6 +130,18 @@ def test_a_search_reads_a_bounded_number_of_messages(
     assert 0 < messages_read(plans) <= MOST_READ < LONG
 
 
+def test_however_many_words_are_looked_for_the_index_is_asked_for_few_and_finds_the_rarest(
+    store: PostgresStore, watched: Watched
+) -> None:
+    unknown = " ".join(f"unknown{n}" for n in range(300))
+    asked = SearchQuery(f"common needle {unknown}", 10)
+
+    plans = plans_of(watched, lambda: store.search_memory(BIG, asked), runs=2)
+
+    assert 0 < sum("message_by_text" in indexes([plan]) for plan in plans) <= 128 + 28
+    assert {match.message.seq for match in store.search_memory(BIG, asked)[:2]} == {1}
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_rare_word_is_found_by_the_index_alone(store: PostgresStore, watched: Watched, scope: str) -> None:
     asked = SearchQuery("needle", 10, **SCOPES[scope])

@@ -29,6 +29,7 @@ STEPS = [
     "0006_search",
     "0007_group_plan",
     "0008_group_update",
+    "0009_search_terms",
 ]
 
 
