@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
@@ -47,12 +47,6 @@ class Turn(Protocol):
     def give_back(self, pause: timedelta) -> None: ...
 
 
-class Busy(Protocol):
-    """Tells whether calls wait for the database."""
-
-    def __call__(self) -> bool: ...
-
-
 class Purger:
     """Purges every namespace once an interval, for all servers together.
 
@@ -69,7 +63,13 @@ class Purger:
     """
 
     def __init__(
-        self, store: Purgeable, turn: Turn, busy: Busy, retention: timedelta, interval: timedelta, metrics: Metrics
+        self,
+        store: Purgeable,
+        turn: Turn,
+        busy: Callable[[], bool],
+        retention: timedelta,
+        interval: timedelta,
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._turn = turn
