@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import Message
 
 from recalld.access import Scope
 from recalld.errors import Overloaded
@@ -84,7 +85,8 @@ def bounding(replies: Replies) -> Wrap:
                 if not reads:
                     replies.check_room(MAX_CONTENT_BYTES, context)
                 reply = behaviour(request, context)
-                size = reply.ByteSize()
+                # The servicer of channelz, which is gRPC's, gives none when it refuses.
+                size = reply.ByteSize() if isinstance(reply, Message) else 0
                 if size >= _LEAST_COUNTED:
                     if reads:
                         replies.check_room(size, context)
