@@ -214,7 +214,7 @@ class ReferenceStore:
             role=old.role if change.role is None else change.role,
             token_count=old.token_count if change.token_count is None else change.token_count,
             metadata=changed(old.metadata, change.metadata),
-            update_time=now,
+            update_time=max(old.update_time, now),
         )
         session.set(now)
         return kept.message

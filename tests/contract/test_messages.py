@@ -9,6 +9,7 @@ from recalld import limits
 from recalld.domain import Call, MessageChange, MessagePage, Metadata, MetadataChange, NewMemory, Store
 from recalld.errors import LimitExceeded, MessageNotFound, SessionNotFound
 from tests.contract.asking import contents_of, id_of, read, said, write
+from tests.contract.clock import Clock
 
 # --- listing
 
@@ -241,3 +242,11 @@ def test_numbers_that_postgres_writes_out_in_full_hide_no_message_and_hinder_no_
     assert contents_of(store.list_messages(call, "s", None, 10).messages) == ["before", "extreme", "after"]
     change = MessageChange(metadata=MetadataChange({"more": 1}))
     assert store.update_message(call, "s", id_of(message), change).metadata == {**extreme, "more": 1}
+
+
+def test_a_message_is_never_changed_before_it_was_written(store: Store, call: Call, clock: Clock) -> None:
+    """The clock of the server that changes it may be behind that of the one that wrote it."""
+    (added,) = store.add_memory(call, NewMemory("s", [said("hello")])).messages
+    clock.advance(hours=-1)
+    changed = store.update_message(call, "s", added.message_id, MessageChange(content="bye"))
+    assert changed.update_time == changed.create_time == added.create_time

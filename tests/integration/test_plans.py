@@ -123,6 +123,21 @@ def _populate(url: str) -> None:
         )
         connection.execute(
             """
+            with s as (
+                insert into recalld.session (session_key, namespace, session_id, metadata, message_count, last_seq,
+                                             cleared_seq, version, create_time, update_time, active_time)
+                values (%(key)s, 'default', 'sparse', '{}', 3, %(messages)s, 0, 1, %(now)s, %(now)s,
+                        date_bin('1 minute', %(now)s, 'epoch'))
+            )
+            insert into recalld.message (session_key, seq, create_time, message_id, role, content, delete_time)
+            select %(key)s, seq, %(now)s, gen_random_uuid(), 'user', 'x',
+                   case when seq <= %(messages)s - 3 then %(now)s end
+              from generate_series(1, %(messages)s) as seq
+            """,
+            {"key": session_key("default", "sparse"), "messages": BIG, "now": NOW},
+        )
+        connection.execute(
+            """
             insert into recalld.tombstone (session_key, last_seq, delete_time, first_seq, namespace, whole)
             select session_key, last_seq, delete_time, 1, namespace, true from recalld.session where deleted
             """
@@ -139,6 +154,7 @@ def explain_everything(connection: psycopg.Connection[Any]) -> None:
         "auto_explain.log_min_duration": "0",
         "auto_explain.log_analyze": "on",
         "auto_explain.log_timing": "off",
+        "auto_explain.log_buffers": "on",
         "auto_explain.log_format": "json",
         "auto_explain.log_level": "log",
         "client_min_messages": "log",
@@ -195,6 +211,7 @@ HOT: dict[str, tuple[Callable[[PostgresStore], Any], int]] = {
     "AddMemory, new session": (lambda store: store.add_memory(CALL, NewMemory(str(uuid4()), [said()])), 1),
     "GetMemory": (lambda store: store.get_memory(CALL, "s2", 12, 0, 0), 12),
     "GetMemory, long session": (lambda store: store.get_memory(CALL, "s1", 12, 0, 0), 12),
+    "GetMemory, all but three deleted one by one": (lambda store: store.get_memory(CALL, "sparse", 12, 0, 0), 3),
     "GetMemory, max_tokens": (lambda store: store.get_memory(CALL, "s1", 50, 20, 0), 50),
     "ListMessages": (lambda store: store.list_messages(CALL, "s1", None, PAGE), PAGE + 1),
     "ListMessages, middle": (lambda store: store.list_messages(CALL, "s1", BIG // 2, PAGE), PAGE + 1),
@@ -235,6 +252,22 @@ def test_a_hot_path_uses_indexes_and_touches_no_more_rows_than_it_answers_with(
             # Rows that a filter drops are touched too. One more is the session's own.
             touched = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
             assert touched * node["Actual Loops"] <= most + 1, (node, plan)
+
+
+@pytest.mark.parametrize("of_user", ["", "u5"])
+@pytest.mark.parametrize("order", SessionOrder)
+def test_no_page_of_a_listing_reads_more_than_the_first(
+    store: PostgresStore, watched: Watched, order: SessionOrder, of_user: str
+) -> None:
+    """Also of the index: entries that a scan passes over are no rows of a plan."""
+
+    def pages(depth: float) -> int:
+        after = Position(NOW - timedelta(minutes=SESSIONS * depth), UUID(int=0))
+        query = SessionQuery(order=order, user_id=of_user)
+        (plan,) = plans_of(watched, lambda: store.list_sessions(CALL, query, after, 10))
+        return int(plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"])
+
+    assert max(pages(depth) for depth in (0.05, 0.5, 0.95)) <= 30
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def test_a_purge_with_nothing_to_remove_reports_that_it_is_done() -> None:
     ("arguments", "query"),
     [
         ({}, PurgeQuery(NOW - RETENTION)),
-        ({"older_than": Duration()}, PurgeQuery(NOW)),
+        ({"older_than": Duration()}, PurgeQuery(NOW + timedelta(minutes=1))),
         ({"older_than": Duration(seconds=60, nanos=1500)}, PurgeQuery(NOW - timedelta(seconds=60, microseconds=1))),
         (
             {"older_than": Duration(seconds=315_576_000_000)},

@@ -161,7 +161,7 @@ def test_a_filter_reaches_the_store_whole(services: Services, store: RecordingSt
         show_deleted=True,
         user_id="u",
         metadata={"a": 1},
-        create_time_from=datetime(1970, 1, 1, 0, 0, 1, 1, tzinfo=UTC),
+        create_time_from=datetime(1970, 1, 1, 0, 0, 1, 2, tzinfo=UTC),
         create_time_to=datetime(1970, 1, 1, 0, 0, 2, tzinfo=UTC),
         update_time_from=datetime(1970, 1, 1, 0, 0, 4, tzinfo=UTC),
         update_time_to=datetime(1970, 1, 1, 0, 0, 3, tzinfo=UTC),

@@ -41,8 +41,8 @@ class PurgeRequest(_message.Message):
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
         """How long ago something must have been deleted to be removed; zero removes
-        all that is deleted, negative is an error. Unset: the server's configured
-        retention.
+        all that is deleted, also by a server whose clock is up to a minute ahead;
+        negative is an error. Unset: the server's configured retention.
         """
 
     def __init__(

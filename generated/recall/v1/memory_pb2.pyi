@@ -67,7 +67,8 @@ class Message(_message.Message):
     lower case; upper case is taken for the same. In AddMemory: chosen by the
     caller to make the call safe to repeat, and not twice in one call, or empty
     for one made by the server. One that the server makes for another message of
-    the session cannot be chosen.
+    the session cannot be chosen. After a session was purged, those that the
+    server made for it come again when it is written to anew.
     """
     session_id: _builtins.str
     """The session that the message belongs to. Set by the server."""

@@ -16,6 +16,9 @@ from recalld.services.times import age
 
 _BEGINNING = datetime.min.replace(tzinfo=UTC)
 
+# How far the clock of the server that deleted something may be ahead of this one's, when all that is deleted is to go.
+_MOST_AHEAD = timedelta(minutes=1)
+
 
 def _now() -> datetime:
     return datetime.now(UTC)
@@ -35,7 +38,7 @@ class AdminServicer(admin_pb2_grpc.AdminServiceServicer):
         older_than = age(request.older_than, "older_than") if request.HasField("older_than") else self._retention
         session_id, user_id = validate.scope(request)
         query = PurgeQuery(
-            cutoff=_before(self._clock(), older_than),
+            cutoff=_before(self._clock(), older_than) if older_than else self._clock() + _MOST_AHEAD,
             session_id=session_id,
             user_id=user_id,
             dry_run=request.dry_run,

@@ -11,6 +11,9 @@ from recalld.errors import InvalidField
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
+_MICROSECOND = timedelta(microseconds=1)
+_END = datetime.max.replace(tzinfo=UTC)
+
 # What google.protobuf.Timestamp and Duration may hold: the years 1 to 9999, and as many either way.
 _TIMESTAMP_SECONDS = range(-62_135_596_800, 253_402_300_800)
 _DURATION_SECONDS = range(315_576_000_001)
@@ -18,10 +21,11 @@ _NANOS = range(1_000_000_000)
 
 
 def moment(timestamp: timestamp_pb2.Timestamp, field: str) -> datetime:
-    """The time to the microsecond below. Raises InvalidField."""
+    """A bound of times that are kept to the microsecond, which is the one above. Raises InvalidField."""
     if timestamp.seconds not in _TIMESTAMP_SECONDS or timestamp.nanos not in _NANOS:
         raise InvalidField(field, "must be a time in the years 1 to 9999")
-    return EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanos // 1000)
+    below = EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanos // 1000)
+    return below + _MICROSECOND if timestamp.nanos % 1000 and below < _END else below
 
 
 def optional_moment(parent: Message, name: str, path: str = "") -> datetime | None:

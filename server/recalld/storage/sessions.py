@@ -40,7 +40,11 @@ def _listing(order: SessionOrder, of_user: bool, show_deleted: bool) -> LiteralS
         "place": "create_time" if by_create else "active_time",
         "direction": "desc" if descending else "asc",
         "beyond": "<" if descending else ">",
+        "first": "%(high)s" if descending else "%(low)s",
+        "last": "%(low)s" if descending else "%(high)s",
+        "within": ">=" if descending else "<=",
         "start": "'infinity'" if descending else "'-infinity'",
+        "end": "'-infinity'" if descending else "'infinity'",
         "start_key": f"'{UUID(int=2**128 - 1 if descending else 0)}'",
         "of_user": _SQL["of_user" if of_user else "of_anybody"],
     }

@@ -55,13 +55,14 @@ select s.place, {no_session}, {columns}, m.bytes
        select m.*,
               sum(coalesce(m.token_count, (octet_length(m.content) + 3) / 4)) over newest as tokens,
               sum(octet_length(m.content) + coalesce(octet_length(m.metadata::text), 0)) over newest as bytes
-         from recalld.message as m
-        where m.session_key = {session_key}
-          and m.seq > greatest(s.cleared_seq, s.cleared_seq + s.message_count - s.last_n, s.after_seq)
-          and m.delete_time is null
-       window newest as (order by m.seq desc rows unbounded preceding)
-        order by m.seq desc
-        limit s.last_n) as m
+         from (select m.*
+                 from recalld.message as m
+                where m.session_key = {session_key}
+                  and m.seq > greatest(s.cleared_seq, s.cleared_seq + s.message_count - s.last_n, s.after_seq)
+                  and m.delete_time is null
+                order by m.seq desc
+                limit least(s.last_n, s.message_count)) as m
+       window newest as (order by m.seq desc rows unbounded preceding)) as m
  where (s.max_tokens = 0 or m.tokens <= s.max_tokens)
    and m.bytes - octet_length(m.content) - coalesce(octet_length(m.metadata::text), 0) < %(max_bytes)s
 
@@ -143,7 +144,7 @@ update recalld.message as m
        metadata = case when %(metadata)s::jsonb is null then m.metadata
                        when %(replace)s then nullif(%(metadata)s::jsonb, '{{}}')
                        else nullif(recalld.merge_patch(m.metadata, %(metadata)s::jsonb), '{{}}') end,
-       update_time = %(time)s,
+       update_time = greatest(m.create_time, m.update_time, %(time)s),
        sent_digest = coalesce(m.sent_digest, recalld.message_digest(m.role, m.content, m.metadata, m.token_count))
   from s
  where m.session_key = %(session_key)s

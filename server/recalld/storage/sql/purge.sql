@@ -102,7 +102,7 @@ select (select count(*)
            and (m.delete_time is null or m.delete_time = %(delete_time)s))
 
 -- name: remove_users
--- The next deleted users, of which those go that no session is left of and that are still deleted; how far that came, how
+-- The next deleted users, of which those go that no session is left of and that were not undeleted since; how far that came, how
 -- many it looked at, and how many are gone. Users and sessions lie apart, and so are looked at one after the other.
 with picked as materialized (
     select u.user_key, u.user_id, u.delete_time
@@ -123,7 +123,7 @@ with picked as materialized (
     delete from recalld.app_user as u
      using picked
      where u.user_key = picked.user_key
-       and u.delete_time <= %(cutoff)s
+       and u.delete_time = picked.delete_time
        and picked.user_id not in (select user_id from kept)
     returning u.user_key
 )

@@ -166,14 +166,15 @@ select {columns}, s.place, s.session_key, s.matches, s.fits, s.examined
  order by s.place {direction}, s.session_key {direction}
 
 -- name: list_page
+-- Where to begin is said once, by the position or else by the range: Postgres begins at the bound of the time alone if there
+-- is one, and passes over all index entries from there to the position.
 select *
   from recalld.session as p
  where p.namespace = %(namespace)s
    and p.deleted = {deleted}
    and {of_user}
-   and p.{place} >= coalesce(%(low)s::timestamptz, '-infinity')
-   and p.{place} <= coalesce(%(high)s::timestamptz, 'infinity')
-   and (p.{place}, p.session_key) {beyond} (coalesce(%(after_time)s::timestamptz, {start}),
+   and p.{place} {within} coalesce({last}::timestamptz, {end})
+   and (p.{place}, p.session_key) {beyond} (coalesce(%(after_time)s::timestamptz, {first}::timestamptz, {start}),
                                          coalesce(%(after_key)s::uuid, {start_key}))
  order by p.{place} {direction}, p.session_key {direction}
  limit %(examine)s
