@@ -259,7 +259,7 @@ class Server:
         self._closing.callback(self.metrics.share_end)
         self._closing.callback(drained.set)
         server.start()
-        self._closing.callback(self._drain, server)
+        self._closing.callback(self._drain, server, health)
         self._closing.callback(self._hurried.wait, settings.shutdown_delay.total_seconds())
         health.start()
         self._closing.callback(health.stop)
@@ -267,9 +267,11 @@ class Server:
             target=self._sample, args=(database, health, drained), name="recalld-sample", daemon=True
         ).start()
 
-    def _drain(self, server: grpc.Server) -> None:
+    def _drain(self, server: grpc.Server, health: Health) -> None:
         self._draining.set()
-        server.stop(self._settings.shutdown_grace.total_seconds()).wait()
+        stopped = server.stop(self._settings.shutdown_grace.total_seconds())
+        health.servicer.end_watches()
+        stopped.wait()
 
     def _sample(self, database: Database, health: Health, drained: threading.Event) -> None:
         while not drained.wait(_SAMPLE_INTERVAL):

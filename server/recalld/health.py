@@ -12,7 +12,7 @@ from typing import Final
 from grpc_health.v1.health import OVERALL_HEALTH, SERVICE_NAME
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from recalld.errors import StorageUnavailable
+from recalld.errors import RecallError, StorageUnavailable
 from recalld.services.health import HealthServicer
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class Health:
 
     Args:
         services: full names of the services that stand and fall with the database.
-        prepare: brings the database to the schema that is needed; tried again while it raises StorageUnavailable.
+        prepare: brings the database to the schema that is needed; tried again while the database is away, or busy.
         ping: returns when the database answers; raises StorageUnavailable.
         fail: told of any other error of `prepare`, after which the watch ends.
     """
@@ -89,7 +89,7 @@ class Health:
             try:
                 self._prepare()
                 return True
-            except StorageUnavailable as error:
+            except RecallError as error:
                 log.warning("no database yet, next attempt in %g s: %s", delay, error.__cause__ or error)
             except Exception as error:
                 self._fail(error)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from grpc_health.v1.health_pb2 import HealthCheckRequest
+from grpc_health.v1.health_pb2_grpc import HealthStub
 from grpc_status import rpc_status
 
 from recall.v1.session_pb2 import CreateSessionRequest, StreamSessionsRequest, StreamSessionsResponse
@@ -41,3 +45,13 @@ def test_an_open_stream_ends_with_a_reason_and_another_server_goes_on_behind_the
         chunks.extend(client.sessions.StreamSessions(request, timeout=30))
     seen = [session.session_id for chunk in chunks for session in chunk.sessions]
     assert seen == [f"s{n:03}" for n in range(SESSIONS)]
+
+
+def test_who_watches_its_health_does_not_keep_it_from_ending(database_url: str) -> None:
+    """gRPC's own health checking has a Watch open as long as there is a connection."""
+    with serving(database_url, shutdown_grace=timedelta(seconds=20)) as server, connected(server) as client:
+        watch = HealthStub(client.channel).Watch(HealthCheckRequest(), timeout=30)
+        next(watch)
+        began = time.monotonic()
+        server.stop()
+        assert time.monotonic() - began < 10

@@ -32,6 +32,7 @@ from recalld.cli import run
 from recalld.embedded import postgres
 from recalld.settings import Settings
 from recalld.storage import MigrationError
+from tests.fuzz.http2 import ACK, END_HEADERS, HEADERS, PING, Connection, call_headers, frame, header_block
 from tests.postgres import Databases
 from tests.processes import DEADLINE, NOT_SERVING, SERVING, Process, await_health, running, runs, start
 
@@ -159,11 +160,19 @@ def test_an_open_stream_ends_with_the_grace(tmp_path: Path, data_dir: Path) -> N
 def test_a_second_signal_ends_the_grace(tmp_path: Path, data_dir: Path) -> None:
     with serving(tmp_path, data_dir, "--shutdown-grace", "1h") as process:
         database = postmaster(data_dir)
-        with grpc.insecure_channel(process.address) as channel:
+        with grpc.insecure_channel(process.address) as channel, Connection(process.address, DEADLINE) as connection:
             watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=DEADLINE)
             assert next(watch).status == SERVING
+            # A call whose request never comes, which is in progress when the ping behind it is answered.
+            headers = header_block(call_headers(b"/recall.v1.SessionService/GetSession"))
+            connection.open()
+            connection.send(frame(HEADERS, END_HEADERS, 1, headers) + frame(PING, payload=bytes(8)))
+            next(each for each in connection.frames() if each.kind == PING and each.flags & ACK)
             process.signal(signal.SIGTERM)
             assert next(watch).status == NOT_SERVING
+            with pytest.raises(grpc.RpcError):
+                next(watch)
+            assert process.runs
             process.signal(signal.SIGTERM)
             assert process.wait() == 0
             assert not runs(database)

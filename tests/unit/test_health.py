@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
+from recalld.errors import Overloaded, StorageUnavailable
+from recalld.health import Health
 from recalld.services import health
 from recalld.services.health import HealthServicer
 from tests.served import served
@@ -126,3 +128,25 @@ def test_watchers_that_take_nothing_hold_up_nobody_for_long(monkeypatch: pytest.
 
         wait_until(all_cancelled, "a watcher that takes nothing stays")
         assert next(watch).status == SERVING
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable(), Overloaded()])
+def test_a_database_that_is_away_or_busy_at_first_is_waited_for(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be busy with calls of this very server, which takes them before it serves."""
+    monkeypatch.setattr("recalld.health._BACKOFF", (0.01,))
+    errors = [error, error]
+    failures: list[Exception] = []
+
+    def prepare() -> None:
+        if errors:
+            raise errors.pop()
+
+    watched = Health(["service"], prepare=prepare, ping=lambda: None, fail=failures.append)
+    watched.start()
+    try:
+        wait_until(lambda: watched.serving, f"it does not serve: {failures}")
+    finally:
+        watched.stop()
+    assert failures == []

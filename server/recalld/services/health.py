@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from time import monotonic
 from typing import Any, Final
@@ -18,7 +17,9 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-# Threads that tell watchers, each one watcher at a time.
+from recalld.gathering import Gathering
+
+# Threads that tell watchers.
 _TELLERS: Final = 4
 
 # Seconds that a watcher has to take what it is told. One that opens no window for it would keep a teller for ever.
@@ -35,7 +36,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
         self._statuses: dict[str, int] = {}
         self._watchers: set[_Watcher] = set()
         self._lock = threading.Lock()
-        self._tellers = ThreadPoolExecutor(_TELLERS, thread_name_prefix="recalld-health-watch")
+        # One that is told holds no thread while it takes that, if its call can be put aside.
+        self._tellers = Gathering(_TELLERS, most=1, aside=lambda errand: errand()(), name="recalld-health-watch")
 
     def set(self, services: Iterable[str], status: int) -> None:
         """Sets the status of services, and returns without waiting until the watchers know."""
@@ -44,6 +46,22 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
             watchers = list(self._watchers)
         for watcher in watchers:
             self._tell(watcher)
+
+    def end_watches(self) -> None:
+        """Ends the calls of all watchers, once they know the status of the moment, or do not take it.
+
+        A server that stops would wait for them as long as it waits for any call.
+        """
+        with self._lock:
+            watchers = list(self._watchers)
+        for watcher in watchers:
+            watcher.ending = True
+            self._tell(watcher)
+        if not watchers:
+            return
+        late = threading.Timer(_LONGEST_TELLING, lambda: [watcher.context.cancel() for watcher in watchers])
+        late.daemon = True
+        late.start()
 
     def cancel_deaf(self) -> None:
         """Ends the calls of watchers that do not take what they are told. To be called now and then."""
@@ -95,6 +113,7 @@ class _Watcher:
     Attributes:
         context: of the call.
         telling_since: when it began to be told what it has not taken yet; else infinite.
+        ending: whether its call ends when it has been told.
     """
 
     def __init__(
@@ -102,6 +121,7 @@ class _Watcher:
     ) -> None:
         self.context = context
         self.telling_since = float("inf")
+        self.ending = False
         self._send = send
         self._status = status
         self._told: int | None = None
@@ -123,6 +143,8 @@ class _Watcher:
                 self.telling_since = monotonic()
                 self._send(HealthCheckResponse(status=status))
                 self.telling_since = float("inf")
+        if self.ending:
+            self.context.cancel()
 
     def _take_on(self) -> bool:
         with self._lock:

@@ -27,6 +27,9 @@ _HEALTH: Final = "/grpc.health.v1.Health/"
 # Threads for quick calls of each kind, should they have to wait for requests.
 _QUICK_THREADS: Final = 2
 
+# Calls of health, and of reflection, that may be open at a time.
+_MOST_OPEN: Final = 64
+
 # The methods whose calls gather, each with its own kind; the threads of each, and how many calls one of these takes on
 # at a time. A second thread would share the calls, and so make smaller groups.
 _GATHERED: Final = frozenset({"/recall.v1.MemoryService/AddMemory", "/recall.v1.MemoryService/GetMemory"})
@@ -98,16 +101,37 @@ class GatheredCalls(Gathering):
 
 
 class QuickCalls(Gathering):
-    """One thread for any number of calls that need next to no work, be they slow to send, or open for ever."""
+    """One thread for calls that need next to no work, be they slow to send, or open for ever.
 
-    def __init__(self, spare: SpareThreads, name: str) -> None:
+    Args:
+        spare: for what takes longer.
+        name: of the threads.
+        most: calls that may be open. For one more, the oldest is cancelled: its request does not come.
+    """
+
+    def __init__(self, spare: SpareThreads, name: str, most: int) -> None:
         super().__init__(1, most=_MOST_GATHERED, aside=spare.run, name=name)
         self._unparked = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix=f"{name}-unparked")
+        self._most_open = most
+        # By their Futures, the oldest first.
+        self._open: dict[Future[Any], Any] = {}
+        self._opening = threading.Lock()
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         if not _parks(args):
             return self._unparked.submit(fn, *args, **kwargs)
-        return super().submit(fn, *args, **kwargs)
+        future = super().submit(fn, *args, **kwargs)
+        with self._opening:
+            self._open[future] = args[1]
+            oldest = self._open.pop(next(iter(self._open))) if len(self._open) > self._most_open else None
+        future.add_done_callback(self._ended)
+        if oldest is not None:
+            oldest.call.cancel()
+        return future
+
+    def _ended(self, future: Future[Any]) -> None:
+        with self._opening:
+            self._open.pop(future, None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown()
@@ -128,9 +152,9 @@ class TurnAway(grpc.ServerInterceptor):
         self._threads = threads
         self._metrics = metrics
         self._spare = SpareThreads("recalld-aside")
-        self._quick = QuickCalls(self._spare, "recalld-quick")
-        self._health = QuickCalls(self._spare, "recalld-health-call")
-        self._reflection = QuickCalls(self._spare, "recalld-reflection")
+        self._quick = QuickCalls(self._spare, "recalld-quick", MOST_REFUSALS)
+        self._health = QuickCalls(self._spare, "recalld-health-call", _MOST_OPEN)
+        self._reflection = QuickCalls(self._spare, "recalld-reflection", _MOST_OPEN)
         self._gathering = {
             method: GatheredCalls(threads, self._spare, metrics.group_sizes(method)) for method in _GATHERED
         }

@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 
 from recalld.access import Scope
 from recalld.errors import Overloaded
-from recalld.limits import MAX_CONTENT_BYTES, MIB
+from recalld.limits import MIB
 from recalld.services.admission import SCOPES
 from recalld.services.wrapping import Behaviour, Handler, Wrap, rewrapped
 
@@ -24,7 +24,7 @@ _MOST_WAITING: Final = 128 * MIB
 _MOST_WAITING_OF_ONE: Final = 64 * MIB
 
 # Smaller replies are not counted: what one connection can have of them at a time is little.
-_LEAST_COUNTED: Final = 16 * 1024
+_LEAST_COUNTED: Final = 4 * 1024
 
 # Says little, however much it is sent.
 _ALWAYS_SMALL: Final = "/recall.v1.MemoryService/AddMemory"
@@ -34,7 +34,7 @@ class Replies:
     """The replies that are not sent yet.
 
     Args:
-        most: bytes that may wait.
+        most: bytes that may wait. For more, those that have waited longest give way: their calls are cancelled.
         most_of_one: bytes that may wait for one connection.
     """
 
@@ -42,37 +42,50 @@ class Replies:
         self._most = most
         self._most_of_one = most_of_one
         self._lock = threading.Lock()
-        self._waiting: Counter[str] = Counter()
+        # The oldest first.
+        self._waiting: dict[grpc.ServicerContext, tuple[int, str]] = {}
+        self._of_one: Counter[str] = Counter()
 
-    def check_room(self, size: int, context: grpc.ServicerContext) -> None:
-        """Raises Overloaded when a reply of this size would be too much."""
-        with self._lock:
-            if not self._waiting:
-                return
-            of_this, of_all = self._waiting[context.peer()], self._waiting.total()
-        if of_this + size > self._most_of_one or of_all + size > self._most:
-            raise Overloaded
+    def hold(self, size: int, context: grpc.ServicerContext, *, can_refuse: bool) -> None:
+        """Counts a reply until its call is over, which it is when the reply is sent, or will never be.
 
-    def hold(self, size: int, context: grpc.ServicerContext) -> None:
-        """Counts a reply until its call is over, which it is when the reply is sent, or will never be."""
-        peer = context.peer()
+        Raises Overloaded when it is too much for its connection, and the call can still be refused.
+        """
         with self._lock:
-            self._waiting[peer] += size
-        if not context.add_callback(lambda: self._let_go(size, peer)):
-            self._let_go(size, peer)
+            peer = context.peer()
+            if can_refuse and self._of_one[peer] + size > self._most_of_one:
+                raise Overloaded
+            self._waiting[context] = size, peer
+            self._of_one[peer] += size
+            given_up = []
+            while self._of_one.total() > self._most:
+                oldest = next(iter(self._waiting))
+                self._forget(oldest)
+                given_up.append(oldest)
+        for each in given_up:
+            each.cancel()
+        if not context.add_callback(lambda: self._let_go(context)):
+            self._let_go(context)
 
-    def _let_go(self, size: int, peer: str) -> None:
+    def _let_go(self, context: grpc.ServicerContext) -> None:
         with self._lock:
-            self._waiting[peer] -= size
-            if not self._waiting[peer]:
-                del self._waiting[peer]
+            self._forget(context)
+
+    def _forget(self, context: grpc.ServicerContext) -> None:
+        """Called under the lock."""
+        if (found := self._waiting.pop(context, None)) is None:
+            return
+        size, peer = found
+        self._of_one[peer] -= size
+        if not self._of_one[peer]:
+            del self._of_one[peer]
 
 
 def bounding(replies: Replies) -> Wrap:
-    """Makes an interceptor's `wrap` that answers OVERLOADED where too much waits for readers.
+    """Makes an interceptor's `wrap` that bounds what waits for readers.
 
-    To a call that reads, in place of a large reply; to one that writes, before it does, when there is no room for the
-    largest that it may answer. A stream sends nothing more before its reader has taken what there is.
+    A call that reads too much on one connection is answered OVERLOADED. One that wrote has written, and is answered. A
+    stream sends nothing more before its reader has taken what there is.
     """
 
     def wrap(method: str, handler: Handler) -> Handler:
@@ -82,15 +95,11 @@ def bounding(replies: Replies) -> Wrap:
 
         def unary(behaviour: Behaviour) -> Behaviour:
             def answer(request: Any, context: grpc.ServicerContext) -> Any:
-                if not reads:
-                    replies.check_room(MAX_CONTENT_BYTES, context)
                 reply = behaviour(request, context)
                 # The servicer of channelz, which is gRPC's, gives none when it refuses.
                 size = reply.ByteSize() if isinstance(reply, Message) else 0
                 if size >= _LEAST_COUNTED:
-                    if reads:
-                        replies.check_room(size, context)
-                    replies.hold(size, context)
+                    replies.hold(size, context, can_refuse=reads)
                 return reply
 
             return answer
