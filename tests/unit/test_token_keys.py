@@ -70,7 +70,13 @@ def test_a_key_that_says_what_it_is_for_is_taken_at_its_word(path: Path, signer:
 
 
 @pytest.mark.parametrize(
-    "other", [{"use": "enc"}, {"use": "enc", "alg": "RSA-OAEP"}, {"alg": "PS256"}, {"alg": "RS512"}], ids=repr
+    "other",
+    [
+        *({"use": "enc"}, {"use": "enc", "alg": "RSA-OAEP"}, {"alg": "PS256"}, {"alg": "RS512"}),
+        {"kty": "EC", "crv": "P-384", "x": "AAAA", "y": "AAAA"},
+        {"kty": "OKP", "crv": "Ed25519", "x": "AAAA"},
+    ],
+    ids=repr,
 )
 def test_keys_for_something_else_are_passed_over(path: Path, other: dict[str, str]) -> None:
     """As issuers publish them beside those that sign."""
@@ -141,6 +147,7 @@ NO_KEY_SETS = {
     "keys that are no list": '{"keys": 7}',
     "keys by name": json.dumps({"keys": {"a": rs256("a").jwk()}}),
     "no key at all": jwks(),
+    "brackets without end": "[" * 100_000,
     "one key by itself": json.dumps(rs256("a").jwk()),
     "null for a key": jwks(None),
     "a key of no kind": jwks({"kid": "a"}),

@@ -181,18 +181,23 @@ def _read_jwks(path: Path) -> _Keys:
         # What an issuer publishes may hold keys for other purposes too.
         documents = [document for document in json.loads(read_bytes(path))["keys"] if _verifies(document)]
         keys = {document.get("kid"): _fit(jwt.PyJWK(document).key, path) for document in documents}
-    except (ValueError, TypeError, KeyError, AttributeError, jwt.PyJWTError, UnsupportedAlgorithm):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, jwt.PyJWTError, UnsupportedAlgorithm):
         raise FileError(f"{path} is not a JSON Web Key Set of public keys for RS256 and ES256") from None
     if not keys or len(keys) != len(documents):
         raise FileError(f"{path} holds no key, or two of the same kid")
     return keys
 
 
+# What a key that does not say is for, by its kty and crv.
+_KINDS: Final = {("RSA", ""): "RS256", ("EC", "P-256"): "ES256"}
+
+
 def _verifies(document: dict[str, Any]) -> bool:
     """Whether a JSON Web Key is meant for signatures that are accepted here. Raises ValueError for a private one."""
     if "d" in document:
         raise ValueError("a private key")
-    return document.get("use", "sig") == "sig" and document.get("alg", "RS256") in ("RS256", "ES256")
+    kind = _KINDS.get((document.get("kty", ""), document.get("crv", "")))
+    return document.get("use", "sig") == "sig" and document.get("alg", kind) in ("RS256", "ES256")
 
 
 def _fit(key: object, path: Path) -> _Key:
