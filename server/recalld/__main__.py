@@ -19,6 +19,9 @@ def main() -> None:
         status = 2
     except KeyboardInterrupt:
         status = 130
+    # Loaded when it has served.
+    if serving := sys.modules.get("recalld.serving"):
+        serving.end_process(status)
     sys.exit(status)
 
 

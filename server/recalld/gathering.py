@@ -19,6 +19,7 @@ from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from time import monotonic, sleep
 from typing import Any, Final, ParamSpec, TypeVar, cast
+from weakref import WeakSet
 
 from greenlet import getcurrent, greenlet
 
@@ -31,6 +32,9 @@ W = TypeVar("W", bound="Wish")
 
 # What is done aside; it returns what tells of its end.
 Errand = Callable[[], Callable[[], None]]
+
+# All threads that gather.
+_threads: Final = WeakSet[threading.Thread]()
 
 # The hub whose thread this is, if it is one's.
 _here = threading.local()
@@ -119,6 +123,11 @@ class ParkingCondition(threading.Condition):
         for wish in parked:
             wish.resume()
         super().notify(n)
+
+
+def somebody_gathers() -> bool:
+    """Whether any thread of the process gathers still. While one does, the interpreter cannot end without crashing."""
+    return any(thread.is_alive() for thread in _threads)
 
 
 def gathers() -> bool:
@@ -232,7 +241,9 @@ class Gathering(ThreadPoolExecutor):
             threading.Thread(target=self._relieve, name="recalld-relieve", daemon=True).start()
         hub = _Hub(self)
         self._hubs.append(hub)
-        threading.Thread(target=hub.run, name=self._name, daemon=True).start()
+        thread = threading.Thread(target=hub.run, name=self._name, daemon=True)
+        _threads.add(thread)
+        thread.start()
         return hub
 
     def _relieve(self) -> None:

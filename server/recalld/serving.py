@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NoReturn
 
 from pydantic import SecretStr
 
@@ -27,6 +27,7 @@ from recalld import logs
 from recalld.app import Server, StartError
 from recalld.conflicts import check_serving
 from recalld.embedded import EmbeddedPostgresError, postgres
+from recalld.gathering import somebody_gathers
 from recalld.settings import Settings, SettingsError
 from recalld.storage import MigrationError
 
@@ -45,6 +46,9 @@ _LIVED: Final = 60.0
 
 # Objects made and not yet gone after which the collector looks for garbage. Python's own choice is 700.
 _COLLECT_AFTER: Final = 10_000
+
+# Seconds in which who connects to the metrics port must say what it wants.
+_SCRAPE_TIMEOUT: Final = 5.0
 
 # Seconds that a worker has to end, beyond its delay and grace, before it is killed.
 _EXIT_MARGIN: Final = 5.0
@@ -71,6 +75,18 @@ def serve(settings: Settings, started: Callable[[str], None]) -> None:
     else:
         _serve_here(Server(settings), started, metrics=settings.metrics_listen)
     log.info("stopped")
+
+
+def end_process(status: int) -> NoReturn:
+    """Ends the process; here and now if there are calls that do not end, as when the database is frozen.
+
+    Otherwise the interpreter would end around their greenlets, and crash.
+    """
+    if somebody_gathers():
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _serve_here(server: Server, started: Callable[[str], None], *, metrics: str | None) -> None:
@@ -119,6 +135,9 @@ def _metrics_served(address: str | None, registry: CollectorRegistry) -> Iterato
         server, thread = start_http_server(int(port), host.strip("[]"), registry)
     except OSError as error:
         raise StartError(f"cannot serve metrics on {address}: {error.strerror}") from None
+    # Who connects and says nothing keeps a thread, and who goes away before the answer has it print a stack.
+    server.RequestHandlerClass.timeout = _SCRAPE_TIMEOUT  # type: ignore[attr-defined]
+    server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]
     log.info("metrics on http://%s:%d/metrics", host, server.server_port)
     try:
         yield
@@ -203,6 +222,7 @@ def _work(settings: Settings, cpu: int | None, words: Connection) -> None:
     except (SettingsError, StartError, MigrationError) as error:
         words.send(("failed", str(error)))
         raise SystemExit(1) from None
+    end_process(0)
 
 
 def _keep_to(cpu: int) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
+import struct
 import threading
 import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
 from recall.v1.memory_pb2_grpc import MemoryServiceStub
+from recalld import serving
+from recalld.metrics import Metrics
 from recalld.serving import _EXIT_MARGIN
 from tests.faults.cluster import free_port
 from tests.faults.scraping import metric
@@ -104,6 +108,25 @@ def test_metrics_of_a_server_without_its_database_say_so(tmp_path: Path) -> None
     with running(tmp_path, arguments, serves=False):
         assert metric(metrics, "recalld_build_info") == 1
         assert metric(metrics, "recalld_database_up") == 0
+
+
+def test_who_connects_for_metrics_and_says_nothing_or_leaves_keeps_no_thread_and_prints_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(serving, "_SCRAPE_TIMEOUT", 0.5)
+    port = free_port()
+    before = threading.active_count()
+    with serving._metrics_served(f"127.0.0.1:{port}", Metrics().registry), ExitStack() as opened:
+        for _ in range(10):
+            opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+            with socket.create_connection(("127.0.0.1", port)) as leaving:
+                leaving.sendall(b"GET /metrics HTTP/1.1\r\n")
+                leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
+        wait_until(lambda: threading.active_count() > before + 1, "nobody is heard")
+        wait_until(lambda: threading.active_count() <= before + 1, "the silent ones keep their threads")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE) as answer:
+            assert b"recalld_build_info" in answer.read()
+    assert capfd.readouterr().err == ""
 
 
 def test_an_address_for_metrics_that_is_in_use_is_one_clear_line(tmp_path: Path, database_url: str) -> None:
