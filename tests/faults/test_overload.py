@@ -51,6 +51,9 @@ ADD = "/recall.v1.MemoryService/AddMemory"
 GET = "/recall.v1.MemoryService/GetMemory"
 LIST = "/recall.v1.MemoryService/ListMessages"
 
+# Fewer than a connection may have.
+CALLS_A_CONNECTION = 200
+
 # Seconds in which an idle server would answer many times over, on a machine with much else to do.
 PROMPT = 2.0
 
@@ -157,11 +160,14 @@ def test_a_call_that_is_turned_away_is_not_even_decoded(database_url: str) -> No
 @contextmanager
 def half_calls(server: Server, number: int, *methods: str) -> Iterator[None]:
     """Calls that have begun, and whose requests never come: so many of each method, AddMemory and GetMemory if none."""
+    calls = (methods or (ADD, GET)) * number
     with ExitStack() as opened:
-        for method in (methods or (ADD, GET)) * number:
+        for first in range(0, len(calls), CALLS_A_CONNECTION):
             connection = opened.enter_context(Connection(server.address, DEADLINE))
             connection.open()
-            connection.send(frame(HEADERS, END_HEADERS, 1, header_block(call_headers(method.encode()))))
+            for call, method in enumerate(calls[first : first + CALLS_A_CONNECTION]):
+                headers = header_block(call_headers(method.encode()))
+                connection.send(frame(HEADERS, END_HEADERS, 2 * call + 1, headers))
         yield
 
 
