@@ -23,8 +23,9 @@ from recalld.services.wrapping import Behaviour, Handler, Wrap, rewrapped
 _MOST_WAITING: Final = 128 * MIB
 _MOST_WAITING_OF_ONE: Final = 64 * MIB
 
-# Smaller replies are not counted: what one connection can have of them at a time is little.
-_LEAST_COUNTED: Final = 4 * 1024
+# Smaller replies are not counted: one connection can have little of them at a time, and to count those of a usual
+# GetMemory costs it a twentieth.
+_LEAST_COUNTED: Final = 16 * 1024
 
 # Says little, however much it is sent.
 _ALWAYS_SMALL: Final = "/recall.v1.MemoryService/AddMemory"
