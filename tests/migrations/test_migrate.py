@@ -30,6 +30,7 @@ STEPS = [
     "0007_group_plan",
     "0008_group_update",
     "0009_search_terms",
+    "0010_group_creation",
 ]
 
 
