@@ -272,6 +272,7 @@ class Server:
         stopped = server.stop(self._settings.shutdown_grace.total_seconds())
         health.servicer.end_watches()
         stopped.wait()
+        health.servicer.close()
 
     def _sample(self, database: Database, health: Health, drained: threading.Event) -> None:
         while not drained.wait(_SAMPLE_INTERVAL):

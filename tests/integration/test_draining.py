@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -15,6 +16,7 @@ from grpc_status import rpc_status
 
 from recall.v1.session_pb2 import CreateSessionRequest, StreamSessionsRequest, StreamSessionsResponse
 from tests.integration.conftest import connected, serving
+from tests.waiting import wait_until
 
 SESSIONS = 200  # of 60,000 bytes: more than gRPC buffers for a client that does not read
 
@@ -49,9 +51,16 @@ def test_an_open_stream_ends_with_a_reason_and_another_server_goes_on_behind_the
 
 def test_who_watches_its_health_does_not_keep_it_from_ending(database_url: str) -> None:
     """gRPC's own health checking has a Watch open as long as there is a connection."""
+
+    def tellers() -> int:
+        return sum(thread.name == "recalld-health-watch" for thread in threading.enumerate())
+
+    before = tellers()
     with serving(database_url, shutdown_grace=timedelta(seconds=20)) as server, connected(server) as client:
         watch = HealthStub(client.channel).Watch(HealthCheckRequest(), timeout=30)
         next(watch)
+        assert tellers() > before
         began = time.monotonic()
         server.stop()
         assert time.monotonic() - began < 10
+        wait_until(lambda: tellers() <= before, "who told watchers goes on")
