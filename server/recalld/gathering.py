@@ -23,15 +23,12 @@ from weakref import WeakSet
 
 from greenlet import getcurrent, greenlet
 
-from recalld import errors
 from recalld.domain import NOBODYS, Call
+from recalld.spare_threads import Errand
 
 P = ParamSpec("P")
 R = TypeVar("R")
 W = TypeVar("W", bound="Wish")
-
-# What is done aside; it returns what tells of its end.
-Errand = Callable[[], Callable[[], None]]
 
 # All threads that gather.
 _threads: Final = WeakSet[threading.Thread]()
@@ -125,62 +122,20 @@ class ParkingCondition(threading.Condition):
         super().notify(n)
 
 
-def somebody_gathers() -> bool:
-    """Whether any thread of the process gathers still. While one does, the interpreter cannot end without crashing."""
-    return any(thread.is_alive() for thread in _threads)
+def all_end(within: float) -> bool:
+    """Whether all threads of the process that gather end `within` so many seconds, having been told to.
+
+    An interpreter that ends before them can crash around a call's greenlet.
+    """
+    deadline = monotonic() + within
+    for thread in list(_threads):
+        thread.join(max(0.0, deadline - monotonic()))
+    return not any(thread.is_alive() for thread in _threads)
 
 
 def gathers() -> bool:
     """Whether this thread gathers, so that there may be company to share work with."""
     return _hub() is not None
-
-
-class Together:
-    """Several calls as one, which is over when all of them are."""
-
-    namespace: Final = ""
-
-    def __init__(self, wishes: Sequence[Wish]) -> None:
-        self._lock = threading.Lock()
-        self._callback: Callable[[], None] | None = None
-        self._calls = [wish.call for wish in wishes]
-        self._left = len(wishes)
-
-    def remaining(self) -> float | None:
-        longest = 0.0
-        for call in self._calls:
-            remaining = call.remaining()
-            if remaining is None:
-                return None
-            longest = max(longest, remaining)
-        return longest
-
-    def when_over(self, callback: Callable[[], None]) -> bool:
-        with self._lock:
-            self._callback = callback
-            return self._left > 0
-
-    def one_is_over(self) -> None:
-        with self._lock:
-            self._left -= 1
-            callback = None if self._left else self._callback
-        if callback is not None:
-            callback()
-
-
-def as_one(wishes: Sequence[W]) -> tuple[Sequence[W], Call]:
-    """Those whose calls are not over yet, and their calls as one. The others raise why when they go on."""
-    if len(wishes) == 1:
-        return wishes, wishes[0].call
-    together = Together(wishes)
-    lasting = []
-    for wish in wishes:
-        if wish.call.when_over(together.one_is_over):
-            lasting.append(wish)
-        else:
-            together.one_is_over()
-            wish.error = errors.DeadlineExceeded() if wish.call.remaining() == 0 else errors.Cancelled()
-    return lasting, together
 
 
 class Gathering(ThreadPoolExecutor):
@@ -298,44 +253,6 @@ class Gathering(ThreadPoolExecutor):
         with self._lock:
             if hub in self._idle:
                 self._idle.remove(hub)
-
-
-class SpareThreads:
-    """As many threads as there are errands at a time: nothing waits for one, and each is kept for what comes later.
-
-    With an executor's, a Future for each errand, a twentieth of the CPU time of an AddMemory went here.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-        self._errands: SimpleQueue[Errand | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._threads = 0
-        self._free = 0
-
-    def run(self, errand: Errand) -> None:
-        """Has it run; it raises nothing."""
-        with self._lock:
-            if self._free:
-                self._free -= 1
-            else:
-                self._threads += 1
-                threading.Thread(target=self._work, name=f"{self._name}_{self._threads}", daemon=True).start()
-        self._errands.put(errand)
-
-    def close(self) -> None:
-        """Lets the threads end once they have nothing to do."""
-        with self._lock:
-            for _ in range(self._threads):
-                self._errands.put(None)
-
-    def _work(self) -> None:
-        while (errand := self._errands.get()) is not None:
-            tell = errand()
-            # First: who hears of the end may come with the next errand.
-            with self._lock:
-                self._free += 1
-            tell()
 
 
 class _Hub:

@@ -27,7 +27,7 @@ from recalld import logs
 from recalld.app import Server, StartError
 from recalld.conflicts import check_serving
 from recalld.embedded import EmbeddedPostgresError, postgres
-from recalld.gathering import somebody_gathers
+from recalld.gathering import all_end
 from recalld.settings import Settings, SettingsError
 from recalld.storage import MigrationError
 
@@ -46,6 +46,9 @@ _LIVED: Final = 60.0
 
 # Objects made and not yet gone after which the collector looks for garbage. Python's own choice is 700.
 _COLLECT_AFTER: Final = 10_000
+
+# Seconds that threads have to end which were told to: milliseconds are enough unless they are kept by a call.
+_LAST_CALLS: Final = 0.5
 
 # Seconds in which who connects to the metrics port must say what it wants.
 _SCRAPE_TIMEOUT: Final = 5.0
@@ -80,9 +83,9 @@ def serve(settings: Settings, started: Callable[[str], None]) -> None:
 def end_process(status: int) -> NoReturn:
     """Ends the process; here and now if there are calls that do not end, as when the database is frozen.
 
-    Otherwise the interpreter would end around their greenlets, and crash.
+    Otherwise the interpreter would end around their greenlets, and now and then crash.
     """
-    if somebody_gathers():
+    if not all_end(_LAST_CALLS):
         logging.shutdown()
         sys.stdout.flush()
         os._exit(status)

@@ -31,7 +31,8 @@ from recalld.domain import (
     SessionQuery,
 )
 from recalld.errors import MessageNotFound
-from recalld.gathering import Gathering, SpareThreads
+from recalld.gathering import Gathering
+from recalld.spare_threads import SpareThreads
 from recalld.storage import Database, PostgresStore
 from recalld.storage.database import Connection
 from recalld.storage.keys import session_key

@@ -13,7 +13,9 @@ import pytest
 
 from recalld.domain import Call
 from recalld.errors import Cancelled, Contention, DeadlineExceeded
-from recalld.gathering import Gathering, ParkingCondition, SpareThreads, Wish, as_one, aside, gather, gathers
+from recalld.gathering import Gathering, ParkingCondition, Wish, aside, gather, gathers
+from recalld.spare_threads import SpareThreads
+from recalld.together import as_one
 from tests.waiting import wait_until
 
 DEADLINE = 10.0

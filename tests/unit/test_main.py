@@ -25,3 +25,19 @@ def test_a_module_of_its_own_that_is_missing_is_a_defect() -> None:
     done = run_without("recalld.cli", "serve")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
+
+
+def test_a_process_whose_calls_do_not_end_ends_with_its_status() -> None:
+    code = """if True:
+        import threading
+        from recalld.gathering import Gathering
+        from recalld.serving import end_process
+        begun = threading.Event()
+        threads = Gathering(1, most=1, aside=lambda errand: None)
+        threads.submit(lambda: (begun.set(), threading.Event().wait()))
+        begun.wait()
+        threads.shutdown()
+        end_process(3)
+    """
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert (ended.returncode, ended.stderr) == (3, "")

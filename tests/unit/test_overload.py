@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from recalld.gathering import SpareThreads, gathers
+from recalld.gathering import gathers
 from recalld.metrics import Metrics
 from recalld.services.overload import CallThreads, GatheredCalls
+from recalld.spare_threads import SpareThreads
 
 DEADLINE = 10.0
 

@@ -15,10 +15,11 @@ import grpc
 from prometheus_client import Histogram
 
 from recalld.errors import Overloaded
-from recalld.gathering import Gathering, ParkingCondition, SpareThreads
+from recalld.gathering import Gathering, ParkingCondition
 from recalld.metrics import Metrics
 from recalld.services.status import abort
 from recalld.services.wrapping import Behaviour, Handler, is_beside
+from recalld.spare_threads import SpareThreads
 
 R = TypeVar("R")
 

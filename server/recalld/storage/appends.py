@@ -14,12 +14,13 @@ from psycopg import errors as pg
 
 from recalld import metadata
 from recalld.domain import AddedMemory, AddedMessage, Call, NewMemory
-from recalld.gathering import Wish, as_one, aside, gather, gathers
+from recalld.gathering import Wish, aside, gather, gathers
 from recalld.storage.arrays import array
 from recalld.storage.database import Connection, Database
 from recalld.storage.keys import message_id
 from recalld.storage.rows import Values
 from recalld.storage.sql import statements
+from recalld.together import as_one
 
 _SQL = statements("memory")
 

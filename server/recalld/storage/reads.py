@@ -10,12 +10,13 @@ from uuid import UUID
 from psycopg import errors as pg
 
 from recalld.domain import Call, Memory, Message, Session
-from recalld.gathering import Wish, as_one, aside, gather, gathers
+from recalld.gathering import Wish, aside, gather, gathers
 from recalld.limits import MAX_PAGE_BYTES
 from recalld.storage.arrays import array
 from recalld.storage.database import Database
 from recalld.storage.rows import message_of, session_of
 from recalld.storage.sql import compose, statements
+from recalld.together import as_one
 
 _SESSION_SQL = statements("session")
 _SQL = statements("memory")

@@ -102,8 +102,9 @@ select (select count(*)
            and (m.delete_time is null or m.delete_time = %(delete_time)s))
 
 -- name: remove_users
--- The next deleted users, of which those go that no session is left of and that were not undeleted since; how far that came, how
--- many it looked at, and how many are gone. Users and sessions lie apart, and so are looked at one after the other.
+-- The next deleted users, of which those go that no session is left of and that were not undeleted since; how far that
+-- came, how many it looked at, and how many are gone. Users and sessions lie apart, and so are looked at one after the
+-- other.
 with picked as materialized (
     select u.user_key, u.user_id, u.delete_time
       from recalld.app_user as u
