@@ -72,6 +72,9 @@ VIOLATIONS = {
          where not deleted and user_id is not null
            and not exists (select from recalld.app_user as u
                             where (u.namespace, u.user_id) = (s.namespace, s.user_id) and not u.deleted)""",
+    "every message tells its namespace": """
+        select m.seq from recalld.message as m join recalld.session as s using (session_key)
+         where m.namespace_hash is distinct from recalld.namespace_hash(s.namespace)""",
     "active_time is update_time to the minute": """
         select session_id from recalld.session where active_time <> date_trunc('minute', update_time)""",
 }
@@ -220,6 +223,10 @@ DAMAGES = {
         "update recalld.app_user set namespace = 'another'",
         "delete from recalld.app_user",
         "update recalld.session set user_id = 'nobody' where session_id = 'live'",
+    ],
+    "every message tells its namespace": [
+        "update recalld.message set namespace_hash = null",
+        "update recalld.message set namespace_hash = namespace_hash # 1",
     ],
     "active_time is update_time to the minute": [
         "update recalld.session set active_time = active_time - interval '1 minute'",

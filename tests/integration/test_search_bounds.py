@@ -1,9 +1,10 @@
 """What bounds a search: the messages that it reads, counted in the plans that really ran.
 
-80,000 messages of one namespace lie beside 3,000 and 300 of two others. Everywhere every message has the word `common`,
-and one in three the word `frequent`; in the largest namespace every other one has `elsewhere` too. The word `needle` is
-in the first message of two sessions, where no search for the newest comes; `former` was said in all messages of a long
-session but the newest.
+80,000 messages of one namespace lie beside 3,000 of each of two others, of which one has many sessions, and 300 of a
+third. Everywhere every message has the word `common`, and one in three the word `frequent`; in the largest namespace
+every other one has `elsewhere` too, but for those of the user `eve`, who has many sessions. The word `needle` is in the
+first message of two sessions, where no search for the newest comes, `pin` in one of eve's; `former` was said in all
+messages of a long session but the newest.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from tests.integration.test_plans import Watched, explain_everything, nodes, pla
 from tests.postgres import Databases
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
-BIG, MIDDLE, SMALL = (LocalCall(name) for name in ("big", "middle", "small"))
+BIG, MIDDLE, WIDE, SMALL = (LocalCall(name) for name in ("big", "middle", "wide", "small"))
 LONG = 40_000  # messages of the session `long`, which is one of the user `ada`, whose others have half as many together
 SESSIONS = [("big", "long", "ada", LONG)]
 SESSIONS += [("big", f"s{n}", "ada" if n < 100 else f"u{n}", 200 if n < 100 else 20) for n in range(1_100)]
+SESSIONS += [("big", f"e{n}", "eve", 2) for n in range(1_100)]
 SESSIONS += [("middle", f"s{n}", "", 30) for n in range(100)]
+SESSIONS += [("wide", f"s{n}", "", 2) for n in range(1_500)]
 SESSIONS += [("small", f"s{n}", "", 30) for n in range(10)]
 
 
@@ -58,19 +61,20 @@ def _populate(url: str) -> None:
             insert into recalld.session (session_key, namespace, session_id, user_id, metadata, message_count, last_seq,
                                          cleared_seq, version, create_time, update_time, active_time)
             select k, namespace, session_id, nullif(user_id, ''), '{}', n, n, 0, 1, %(now)s, %(now)s,
-                   %(now)s - case when session_id in ('s1', 'long') then interval '1 day' else interval '0' end
+                   %(now)s - case when session_id in ('s1', 'e1', 'long') then interval '1 day' else interval '0' end
               from new
             """,
             {"now": NOW},
         )
         connection.execute(
             """
-            insert into recalld.message (session_key, seq, create_time, message_id, role, content)
-            select k, seq, %(now)s, gen_random_uuid(), case when seq %% 2 = 0 then 'user' else 'assistant' end,
+            insert into recalld.message (session_key, seq, create_time, message_id, namespace_hash, role, content)
+            select k, seq, %(now)s, gen_random_uuid(), recalld.namespace_hash(namespace), case when seq %% 2 = 0 then 'user' else 'assistant' end,
                    case when seq = 1 and session_id in ('s1', 'long') then 'needle ' else '' end
+                   || case when seq = 1 and session_id = 'e1' then 'pin ' else '' end
                    || 'common word' || seq %% 20 || case when seq %% 3 = 0 then ' frequent' else '' end
                    || case when session_id = 'long' and seq < n - 1000 then ' former' else '' end
-                   || case when namespace = 'big' and seq %% 2 = 1 then ' elsewhere' else '' end
+                   || case when namespace = 'big' and user_id <> 'eve' and seq %% 2 = 1 then ' elsewhere' else '' end
               from new, generate_series(1, n) as seq
             """,
             {"now": NOW},
@@ -170,12 +174,45 @@ def test_a_small_namespace_asks_no_index_that_it_shares_with_a_large_one(
     assert messages_read(plans) <= 2 * 300 + 10
 
 
-def test_what_another_namespace_has_much_of_costs_no_message_read(store: PostgresStore, watched: Watched) -> None:
-    plans = plans_of(watched, lambda: store.search_memory(MIDDLE, SearchQuery("elsewhere", 10)))
+@pytest.mark.parametrize("call", [MIDDLE, WIDE], ids=["in few sessions", "in many sessions"])
+def test_what_another_namespace_has_much_of_costs_no_message_read(
+    store: PostgresStore, watched: Watched, call: LocalCall
+) -> None:
+    plans = plans_of(watched, lambda: store.search_memory(call, SearchQuery("elsewhere", 10)))
 
     assert "message_by_text" in indexes(plans)
     assert messages_read(plans) < 300
-    assert search(store, MIDDLE, SearchQuery("elsewhere", 10)) == []
+    assert search(store, call, SearchQuery("elsewhere", 10)) == []
+
+
+def test_what_other_users_have_much_of_is_read_up_to_a_bound_and_a_rare_word_is_found_all_the_same(
+    store: PostgresStore, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recalld.storage.memory.MAX_SEARCHED_RARE", 100)
+    asked = SearchQuery("elsewhere pin", 10, user_id="eve")
+
+    plans = plans_of(watched, lambda: store.search_memory(BIG, asked))
+
+    # Of others at most 16 times what is taken, of which one word gets half.
+    assert 8 * 100 < messages_read(plans) - 200 - MAX_SEARCHED_NEWEST < 16 * 100
+    [found] = store.search_memory(BIG, asked)
+    assert (found.session_id, found.message.seq) == ("e1", 1)
+
+
+@pytest.mark.parametrize("call", [MIDDLE, WIDE], ids=["in few sessions", "in many sessions"])
+def test_messages_from_before_they_told_their_namespace_are_found(
+    store: PostgresStore, watched: Watched, call: LocalCall
+) -> None:
+    former = "update recalld.message set namespace_hash = null where session_key = %s"
+    with watched.connection(call) as connection, connection.transaction(force_rollback=True):
+        connection.execute(former, (session_key(call.namespace, "s1"),))
+        found = connection.execute(
+            "select session_id, seq from recalld.search(%s, null, null, 'needle', null, null, null, null, 10, 2000, 5000,"
+            " 10000, 1000000)",
+            (call.namespace,),
+        ).fetchall()
+
+    assert found == [("s1", 1)]
 
 
 def test_what_another_namespace_has_much_of_is_found_where_it_is_rare(store: PostgresStore) -> None:

@@ -31,6 +31,9 @@ STEPS = [
     "0008_group_update",
     "0009_search_terms",
     "0010_group_creation",
+    "0011_namespace_hash",
+    "0012_search_index",
+    "0013_search_namespace",
 ]
 
 
