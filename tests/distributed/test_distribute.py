@@ -12,13 +12,15 @@ import pytest
 
 from recalld.cli import run
 from recalld.cli.doctor import examine
-from recalld.domain import LocalCall
+from recalld.domain import LocalCall, SearchQuery
 from recalld.settings import Settings
-from recalld.storage import MigrationError, PostgresStore, distributed, migrate
+from recalld.storage import MigrationError, PostgresStore, distributed, distribution, migrate
+from recalld.storage.keys import session_key
 from recalld.storage.migrate import newest_revision
-from tests.contract.asking import read, session_ids, write
+from tests.contract.asking import read, search, session_ids, write
 from tests.distributed.citus import Citus
 from tests.faults.cluster import programs
+from tests.migrations.test_sql import REVISIONS, upgrade
 from tests.postgres import open_database
 from tests.waiting import wait_until
 
@@ -134,6 +136,30 @@ def test_what_a_later_version_adds_is_distributed_without_being_asked_for(citus:
 
         assert migrate(url, "english") == ["distribution of recalld.lease"]
         assert [f.verdict for f in examine(settings(url)) if f.subject == "citus"] == ["ok"]
+
+
+@pytest.mark.parametrize("revision", ["0003", "0010"])
+def test_what_was_distributed_by_an_earlier_version_is_brought_up_to_date(citus: Citus, revision: str) -> None:
+    with citus.empty() as url:
+        upgrade(url, revision)
+        with psycopg.connect(url, autocommit=True) as connection:
+            distribution.distribute(connection)
+            connection.execute(
+                "select recalld.append(%s, 'default', 's', '', '{}', true, null, null, now(), %s::uuid[],"
+                " '{user}', '{hello before}', '{null}', '{null}')",
+                (session_key("default", "s"), [uuid4()]),
+            )
+
+        steps = [step for step in migrate(url, "english") if not step.startswith("distribution")]
+
+        assert [step[:4] for step in steps] == REVISIONS[REVISIONS.index(revision) + 1 :]
+        assert migrate(url, "english") == []
+        for way in (url, citus.on_worker(url)):
+            with open_database(way) as database:
+                store = PostgresStore(database)
+                store.prepare()
+                write(store, CALL, "s", "hello after")
+                assert {"hello before", "hello after"} == set(search(store, CALL, SearchQuery("hello", 10)))
 
 
 def settings(url: str) -> Settings:

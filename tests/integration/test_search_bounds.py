@@ -199,6 +199,17 @@ def test_what_other_users_have_much_of_is_read_up_to_a_bound_and_a_rare_word_is_
     assert (found.session_id, found.message.seq) == ("e1", 1)
 
 
+def test_the_previous_release_finds_words_by_the_index_too(watched: Watched) -> None:
+    """Its servers look for words alone, while this one's come to replace them."""
+    with watched.connection(BIG) as connection:
+        [(plan,)] = connection.execute(
+            "explain (format json) select from recalld.message as m"
+            " where recalld.searchable(m.role, m.content) @@ to_tsquery(recalld.search_language(), 'needle')"
+        )
+
+    assert "message_by_text" in indexes(plan)
+
+
 @pytest.mark.parametrize("call", [MIDDLE, WIDE], ids=["in few sessions", "in many sessions"])
 def test_messages_from_before_they_told_their_namespace_are_found(
     store: PostgresStore, watched: Watched, call: LocalCall

@@ -24,12 +24,16 @@ def await_turn(try_lock: Callable[[], object]) -> None:
 
 
 def upgrade_from_sql(revision_file: str) -> Callable[[], None]:
-    """Makes a revision's `upgrade` out of the .sql file that lies beside it."""
+    """Makes a revision's `upgrade` out of the .sql file that lies beside it.
+
+    What two empty lines separate is sent by itself: Citus takes no two statements about indexes at once.
+    """
 
     def upgrade() -> None:
         from alembic import op
 
-        op.execute(Path(revision_file).with_suffix(".sql").read_text("utf-8"))
+        for part in Path(revision_file).with_suffix(".sql").read_text("utf-8").split("\n\n\n"):
+            op.execute(part)
 
     return upgrade
 

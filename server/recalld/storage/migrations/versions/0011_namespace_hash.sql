@@ -13,16 +13,6 @@ create function recalld.namespace_hash(namespace text) returns smallint
     return ('x' || encode(sha256(convert_to(namespace, 'UTF8')), 'hex'))::bit(15)::integer::smallint;
 
 
--- What the index has of a message: its words, and its namespace, written as no word can be, with a blank before it.
-create function recalld.in_namespace(namespace_hash smallint) returns text
-    language sql immutable parallel safe
-    return ' ' || coalesce(namespace_hash, -1)::text;
-
-create function recalld.indexed(namespace_hash smallint, role text, content text) returns tsvector
-    language sql immutable parallel safe
-    return recalld.searchable(role, content) || array_to_tsvector(array[recalld.in_namespace(namespace_hash)]);
-
-
 -- As before, and each message with its namespace's hash.
 create or replace function recalld.append(
     p_session_key       uuid,

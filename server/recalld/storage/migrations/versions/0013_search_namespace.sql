@@ -26,8 +26,7 @@ declare
     -- What may be read besides: of other users, or deleted and not purged yet. Each query gets half of what is left, so
     -- that a word which others say all the time leaves something for a rare one.
     v_passes bigint := 16 * p_limit;
-    v_ours   constant tsquery := recalld.any_of(array[recalld.in_namespace(recalld.namespace_hash(p_namespace))]);
-    v_former constant tsquery := recalld.any_of(array[recalld.in_namespace(null)]); -- from before 0011, of any namespace
+    v_hash   constant integer := recalld.namespace_hash(p_namespace);
     v_most   bigint; -- rows that a query may read
     v_read   bigint; -- and those that it did
 begin
@@ -70,13 +69,15 @@ begin
         with ours as materialized (
             select m.session_key, m.seq
               from recalld.message as m
-             where recalld.indexed(m.namespace_hash, m.role, m.content) @@ (v_ours && v_query)
+             where array[coalesce(m.namespace_hash, -1)] && array[v_hash]
+               and recalld.searchable(m.role, m.content) @@ v_query
                and (not p_named or m.session_key = any(p_sessions))
                and m.delete_time is null
         ), former as materialized (
             select m.session_key, m.seq
               from recalld.message as m
-             where recalld.indexed(m.namespace_hash, m.role, m.content) @@ (v_former && v_query)
+             where array[coalesce(m.namespace_hash, -1)] && array[-1] -- from before 0011, of any namespace
+               and recalld.searchable(m.role, m.content) @@ v_query
                and (not p_named or m.session_key = any(p_sessions))
                and m.delete_time is null
         ), read as materialized (
@@ -114,5 +115,6 @@ $$;
 
 -- It takes the place of the former index, name and all: by that a former `recalld migrate` knows it.
 drop index recalld.message_by_text;
+
 
 alter index recalld.message_by_namespace_and_text rename to message_by_text;
