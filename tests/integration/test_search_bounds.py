@@ -69,7 +69,8 @@ def _populate(url: str) -> None:
         connection.execute(
             """
             insert into recalld.message (session_key, seq, create_time, message_id, namespace_hash, role, content)
-            select k, seq, %(now)s, gen_random_uuid(), recalld.namespace_hash(namespace), case when seq %% 2 = 0 then 'user' else 'assistant' end,
+            select k, seq, %(now)s, gen_random_uuid(), recalld.namespace_hash(namespace),
+                   case when seq %% 2 = 0 then 'user' else 'assistant' end,
                    case when seq = 1 and session_id in ('s1', 'long') then 'needle ' else '' end
                    || case when seq = 1 and session_id = 'e1' then 'pin ' else '' end
                    || 'common word' || seq %% 20 || case when seq %% 3 = 0 then ' frequent' else '' end
@@ -218,8 +219,8 @@ def test_messages_from_before_they_told_their_namespace_are_found(
     with watched.connection(call) as connection, connection.transaction(force_rollback=True):
         connection.execute(former, (session_key(call.namespace, "s1"),))
         found = connection.execute(
-            "select session_id, seq from recalld.search(%s, null, null, 'needle', null, null, null, null, 10, 2000, 5000,"
-            " 10000, 1000000)",
+            "select session_id, seq from recalld.search(%s, null, null, 'needle', null, null, null, null, 10, 2000,"
+            " 5000, 10000, 1000000)",
             (call.namespace,),
         ).fetchall()
 
