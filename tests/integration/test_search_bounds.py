@@ -20,7 +20,7 @@ from recalld.domain import LocalCall, SearchQuery
 from recalld.limits import MAX_SEARCHED_NEWEST, MAX_SEARCHED_RARE
 from recalld.storage import PostgresStore
 from recalld.storage.keys import session_key
-from tests.contract.asking import search
+from tests.contract.asking import search, write
 from tests.integration.test_plans import Watched, explain_everything, nodes, plans_of, watching
 from tests.postgres import Databases
 
@@ -225,6 +225,21 @@ def test_messages_from_before_they_told_their_namespace_are_found(
         ).fetchall()
 
     assert found == [("s1", 1)]
+
+
+def test_namespaces_that_the_index_takes_for_one_find_nothing_of_each_other(
+    postgres_store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("recalld.storage.memory.MAX_SEARCHED_NEWEST", 0)  # so that the index is asked
+    one, other = LocalCall("shop-68"), LocalCall("shop-87")
+    for call in (one, other):
+        write(postgres_store, call, "s", f"needle of {call.namespace}")
+    with postgres_store._database.connection(one) as connection:
+        hashes = connection.execute("select count(distinct namespace_hash), count(*) from recalld.message").fetchone()
+        assert hashes == (1, 2)
+
+    for call in (one, other):
+        assert search(postgres_store, call, SearchQuery("needle", 10)) == [f"needle of {call.namespace}"]
 
 
 def test_what_another_namespace_has_much_of_is_found_where_it_is_rare(store: PostgresStore) -> None:
