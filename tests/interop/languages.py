@@ -36,7 +36,7 @@ LANGUAGES = [
     Language("go", ("go",), ("sh", "build.sh"), ("../.build/go/interop",)),
     Language("java", ("java", "mvn"), ("sh", "build.sh"), ("java", "-jar", "../.build/java/interop.jar")),
     Language("python", (), ("sh", "build.sh"), ("env", "PYTHONPATH=../.build/python", "{python}", "-m", "interop")),
-    Language("rust", ("cargo",), ("sh", "build.sh"), ("../.build/rust/release/interop",)),
+    Language("rust", ("cargo",), ("sh", "build.sh"), ("../.build/rust/debug/interop",)),
     Language("typescript", ("node", "npm"), ("sh", "build.sh"), ("node", "../.build/typescript/dist/main.js")),
 ]
 

@@ -3,4 +3,4 @@
 set -eu
 cd "$(dirname "$0")"
 
-cargo build --release --quiet --target-dir ../.build/rust
+cargo build --quiet --target-dir ../.build/rust
