@@ -12,7 +12,7 @@ import pytest
 
 from recalld.cli import run
 from recalld.cli.doctor import examine
-from recalld.domain import LocalCall
+from recalld.domain import LocalCall, SearchQuery
 from recalld.settings import Settings
 from recalld.storage import MigrationError, PostgresStore, distributed, migrate
 from recalld.storage.migrate import newest_revision
@@ -134,6 +134,19 @@ def test_what_a_later_version_adds_is_distributed_without_being_asked_for(citus:
 
         assert migrate(url, "english") == ["distribution of recalld.lease"]
         assert [f.verdict for f in examine(settings(url)) if f.subject == "citus"] == ["ok"]
+
+
+def test_the_search_language_changes_on_all_nodes(citus: Citus) -> None:
+    with citus.copy() as url, open_database(url) as database:
+        assert migrate(url, "german") == ["search language german"], "there are no messages yet"
+        assert migrate(url, "english") == ["search language english"]
+        store = PostgresStore(database)
+        for number in range(20):
+            write(store, CALL, f"s{number}", "Die Häuser am Fluss")
+        assert migrate(url, "german") == []
+        assert store.search_memory(CALL, SearchQuery("Haus", 100)) == []
+        assert migrate(url, "german", change_language=True) == ["search language german"]
+        assert len(store.search_memory(CALL, SearchQuery("Haus", 100))) == 20
 
 
 def settings(url: str) -> Settings:
