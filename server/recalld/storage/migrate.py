@@ -151,7 +151,8 @@ def _refuse_without_citus(connection: psycopg.Connection[Any], distribute: bool)
 def _bring_up_to_date(connection: psycopg.Connection[Any], url: str) -> list[str]:
     current = current_revision(connection)
     if current is None or current < newest_revision():
-        return _patiently(lambda: _run_steps(url))
+        applied: list[str] = []
+        return _patiently(lambda: _run_steps(url, applied))
     _refuse_if_too_new(connection, current)
     return []
 
@@ -187,13 +188,12 @@ def _patiently(migration: Callable[[], list[str]]) -> list[str]:
     raise MigrationError("others hold a lock that a migration needs: try when there is less going on")
 
 
-def _run_steps(url: str) -> list[str]:
+def _run_steps(url: str, applied: list[str]) -> list[str]:
+    """Adds the steps to those that were applied before one had to wait for a lock."""
     from alembic import command
     from alembic.util import CommandError
     from sqlalchemy import NullPool, create_engine
     from sqlalchemy.exc import DBAPIError
-
-    applied: list[str] = []
 
     def on_version_apply(*, step: Any, **_: Any) -> None:
         applied.append(Path(step.up_revision.path).stem)
