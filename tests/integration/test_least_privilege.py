@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from secrets import token_hex
 from urllib.parse import urlsplit
@@ -15,11 +16,12 @@ from psycopg import sql
 
 from recall.v1.memory_pb2 import GetMemoryRequest
 from recalld.cli import run
+from recalld.storage import migrate
 from recalld.storage.migrate import _TO_BE_REBUILT
 from tests.integration import test_conversations as suite
 from tests.integration.callers import a_round, calling, create_key, with_credential
 from tests.integration.conftest import connected, serving
-from tests.postgres import Databases
+from tests.postgres import LANGUAGE, Databases
 
 
 @contextmanager
@@ -130,6 +132,12 @@ def test_granting_again_changes_nothing(owner_url: str, capsys: pytest.CaptureFi
             assert capsys.readouterr().out == f"migrated: grants to {role}\n"
         with psycopg.connect(url) as connection:
             assert connection.execute("select count(*) from recalld.api_key").fetchone() is not None
+
+
+def test_several_that_grant_at_once_succeed(owner_url: str) -> None:
+    with role_of(owner_url) as (role, _), ThreadPoolExecutor(8) as threads:
+        granting = [threads.submit(migrate, owner_url, LANGUAGE, grant_to=role) for _ in range(24)]
+        assert [each.result(30) for each in granting] == [[f"grants to {role}"]] * len(granting)
 
 
 @pytest.mark.usefixtures("owner_url")

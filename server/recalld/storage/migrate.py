@@ -173,7 +173,7 @@ def _refuse_if_too_new(connection: psycopg.Connection[Any], current: str) -> Non
 
 def _distribute(connection: psycopg.Connection[Any]) -> list[str]:
     """One process after another; whoever comes second finds nothing left to do."""
-    await_turn(lambda: connection.execute(_SQL["lock_migrations"]).fetchone() == (True,))
+    _await_turn(connection)
     connection.execute(_SQL["set_lock_timeout"], {"milliseconds": str(int(_LOCK_TIMEOUT * 1000))})
     return _patiently(lambda: distribution.distribute(connection))
 
@@ -282,7 +282,7 @@ def _set_language(connection: psycopg.Connection[Any], language: str) -> list[st
     """One process after another. From the first change on, a comment on the index says that it is not done."""
     if connection.execute(_SQL["find_language"], {"language": language}).fetchone() is None:
         raise MigrationError(f"search_language: the database has no text search configuration {language!r}")
-    await_turn(lambda: connection.execute(_SQL["lock_migrations"]).fetchone() == (True,))
+    _await_turn(connection)
     search = _search(connection)
     if search.language == language and not search.broken_off:
         return []
@@ -301,7 +301,14 @@ def _comment(connection: psycopg.Connection[Any], text: str) -> None:
     connection.execute(sql.SQL(_SQL["comment_on_search"]).format(text=sql.Literal(text or None)))
 
 
+def _await_turn(connection: psycopg.Connection[Any]) -> None:
+    """It lasts until the connection is closed."""
+    await_turn(lambda: connection.execute(_SQL["lock_migrations"]).fetchone() == (True,))
+
+
 def _grant(connection: psycopg.Connection[Any], role: str) -> None:
+    """One process after another: of two that grant the same at once, Postgres refuses one."""
+    _await_turn(connection)
     connection.execute(sql.SQL(_SQL["grant"]).format(role=sql.Identifier(role)))
 
 
