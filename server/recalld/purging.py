@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,8 +26,12 @@ _MOST_BETWEEN_LOOKS: Final = 15.0
 _AFTER_FAILURE: Final = 5.0
 _WHILE_BUSY: Final = 0.2
 
-# Failures in a row after which a run is given up until the next is due.
+# Failures in a row, without any progress, after which what is left is given up until the next run. When more namespaces
+# are left, each of them is tried before that.
 _MOST_FAILURES: Final = 10
+
+# How many of those that are given up the log names.
+_MOST_NAMED: Final = 10
 
 
 class Purgeable(Protocol):
@@ -105,36 +110,60 @@ class Purger:
                 log.exception("the purge failed; the next is tried as usual")
 
     def _purge_all(self) -> None:
-        started = time.monotonic()
-        cutoff = datetime.now(UTC) - self._retention
-        removed = PurgeProgress(0, 0, 0)
-        failures = 0
-        while not self._stopped.is_set():
-            try:
-                self._keep_turn()
-                for namespace in self._store.due_namespaces(cutoff):
-                    for more in self._steps(namespace, cutoff):
-                        removed = PurgeProgress(*(a + b for a, b in zip(removed, more, strict=True)))
-                        failures = 0
-                if not self._stopped.is_set():
-                    self._turn.give_back(self._interval)
-                    self._metrics.purge_success.set_to_current_time()
-                break
-            except _LeaseLost:
-                log.warning("this server was too slow, and lost its turn to purge")
-                break
-            except ShuttingDown:
-                raise
-            except RecallError as error:
-                failures += 1
-                if failures == _MOST_FAILURES:
-                    log.warning("the purge is given up for now: %s", error.reason)
-                    break
-                self._stopped.wait(_AFTER_FAILURE)
+        """One run; the next is due an interval after it, even if this one has given up some namespaces."""
+        try:
+            complete = self._purge_due(datetime.now(UTC) - self._retention)
+        except _LeaseLost:
+            log.warning("this server was too slow, and lost its turn to purge")
+            return
         if self._stopped.is_set():
             self._turn.give_back(timedelta(0))
-        if any(removed):
-            log.info("purged %d sessions, %d messages, %d users in %.1f s", *removed, time.monotonic() - started)
+            return
+        self._turn.give_back(self._interval)
+        if complete:
+            self._metrics.purge_success.set_to_current_time()
+
+    def _purge_due(self, cutoff: datetime) -> bool:
+        """Purges one namespace after the other; one that fails comes after the others. False when some are given up.
+
+        Each run has another order: a namespace whose purge fails so late that the turn is lost ends the run, and must
+        not keep the same others waiting every time.
+        """
+        started = time.monotonic()
+        removed = PurgeProgress(0, 0, 0)
+        due: list[str] | None = None
+        failed: dict[str, Exception] = {}
+        failures = 0
+        try:
+            while (due is None or due) and not self._stopped.is_set():
+                try:
+                    self._keep_turn()
+                    if due is None:
+                        due = self._store.due_namespaces(cutoff)
+                        random.shuffle(due)
+                        continue
+                    for more in self._steps(due[0], cutoff):
+                        removed = PurgeProgress(*(a + b for a, b in zip(removed, more, strict=True)))
+                        if any(more):
+                            failures = 0
+                    if not self._stopped.is_set():
+                        failed.pop(due.pop(0), None)
+                        failures = 0
+                except (_LeaseLost, ShuttingDown):
+                    raise
+                except Exception as error:
+                    failures += 1
+                    if due:
+                        failed[due[0]] = error
+                        due.append(due.pop(0))
+                    if failures >= max(_MOST_FAILURES, len(due or ())):
+                        _warn(failed, error)
+                        return False
+                    self._stopped.wait(_AFTER_FAILURE)
+            return True
+        finally:
+            if any(removed):
+                log.info("purged %d sessions, %d messages, %d users in %.1f s", *removed, time.monotonic() - started)
 
     def _steps(self, namespace: str, cutoff: datetime) -> Iterator[PurgeProgress]:
         """Purges a namespace; yields what each step removed."""
@@ -165,6 +194,22 @@ class Purger:
         waited = 0.0
         while self._busy() and waited < _AFTER_FAILURE and not self._stopped.wait(_WHILE_BUSY):
             waited += _WHILE_BUSY
+
+
+def _warn(failed: dict[str, Exception], last: Exception) -> None:
+    """Says what is given up, and why; the first error that nobody foresaw with its traceback."""
+    unforeseen = next((error for error in [*failed.values(), last] if not isinstance(error, RecallError)), None)
+    if failed:
+        named = [f"{namespace!r} ({_reason(error)})" for namespace, error in failed.items()]
+        more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+        text = f"in {', '.join(named[:_MOST_NAMED])}{more}"
+    else:
+        text = f"everywhere ({_reason(last)})"
+    log.warning("the purge is given up until its next run %s", text, exc_info=unforeseen)
+
+
+def _reason(error: Exception) -> str:
+    return error.reason if isinstance(error, RecallError) else type(error).__name__
 
 
 class _LeaseLost(Exception):

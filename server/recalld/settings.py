@@ -149,7 +149,8 @@ class Settings(BaseSettings):
     search_language: str = Field(
         "english",
         pattern=r"^[a-z_]{1,63}$",
-        description="Postgres text search configuration that a new database searches messages in.",
+        description="Postgres text search configuration that messages are searched in. Once there are messages, only "
+        "`recalld migrate` changes it.",
     )
     retention: Duration = Field(
         DEFAULT_RETENTION,

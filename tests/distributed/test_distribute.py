@@ -162,6 +162,19 @@ def test_what_was_distributed_by_an_earlier_version_is_brought_up_to_date(citus:
                 assert {"hello before", "hello after"} == set(search(store, CALL, SearchQuery("hello", 10)))
 
 
+def test_the_search_language_changes_on_all_nodes(citus: Citus) -> None:
+    with citus.copy() as url, open_database(url) as database:
+        assert migrate(url, "german") == ["search language german"], "there are no messages yet"
+        assert migrate(url, "english") == ["search language english"]
+        store = PostgresStore(database)
+        for number in range(20):
+            write(store, CALL, f"s{number}", "Die Häuser am Fluss")
+        assert migrate(url, "german") == []
+        assert store.search_memory(CALL, SearchQuery("Haus", 100)) == []
+        assert migrate(url, "german", change_language=True) == ["search language german"]
+        assert len(store.search_memory(CALL, SearchQuery("Haus", 100))) == 20
+
+
 def settings(url: str) -> Settings:
     return Settings.load({"listen": "127.0.0.1:0", "database_url": url})
 

@@ -157,6 +157,19 @@ def test_a_server_that_is_killed_is_followed_when_its_lease_is_up(
             wait_until(lambda: "purged" in second.stderr, "it is not logged")
 
 
+def test_a_namespace_that_cannot_be_purged_keeps_no_other_waiting(
+    purging: Purging, postgres_store: PostgresStore, tmp_path: Path, database_url: str
+) -> None:
+    # On either side of the one that is held up.
+    for namespace in ("a", "z"):
+        postgres_store.add_memory(LocalCall(namespace), NewMemory("s", [said("gone")]))
+        postgres_store.delete_session(LocalCall(namespace), "s")
+    with purger(tmp_path, database_url):
+        wait_until(lambda: purging.left() == SESSIONS, "the others are not purged")
+        purging.allow()
+        wait_until(lambda: purging.left() == 0, "it is not tried again")
+
+
 @pytest.mark.faults
 def test_the_lease_of_a_killed_server_is_up_in_time(purging: Purging, tmp_path: Path, database_url: str) -> None:
     """The same, without a hand on the clock."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from secrets import token_hex
 from urllib.parse import urlsplit
@@ -15,10 +16,12 @@ from psycopg import sql
 
 from recall.v1.memory_pb2 import GetMemoryRequest
 from recalld.cli import run
+from recalld.storage import migrate
+from recalld.storage.migrate import _TO_BE_REBUILT
 from tests.integration import test_conversations as suite
 from tests.integration.callers import a_round, calling, create_key, with_credential
-from tests.integration.conftest import serving
-from tests.postgres import Databases
+from tests.integration.conftest import connected, serving
+from tests.postgres import LANGUAGE, Databases
 
 
 @contextmanager
@@ -131,6 +134,12 @@ def test_granting_again_changes_nothing(owner_url: str, capsys: pytest.CaptureFi
             assert connection.execute("select count(*) from recalld.api_key").fetchone() is not None
 
 
+def test_several_that_grant_at_once_succeed(owner_url: str) -> None:
+    with role_of(owner_url) as (role, _), ThreadPoolExecutor(8) as threads:
+        granting = [threads.submit(migrate, owner_url, LANGUAGE, grant_to=role) for _ in range(24)]
+        assert [each.result(30) for each in granting] == [[f"grants to {role}"]] * len(granting)
+
+
 @pytest.mark.usefixtures("owner_url")
 @pytest.mark.parametrize("schema", ["none", "older"])
 def test_a_server_that_may_not_migrate_says_so_in_one_line_and_ends(databases: Databases, schema: str) -> None:
@@ -149,6 +158,22 @@ def test_a_server_that_may_not_migrate_says_so_in_one_line_and_ends(databases: D
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
     assert line.startswith("recalld: the database's role may not do that: run `recalld migrate` as the schema's owner")
+
+
+@pytest.mark.usefixtures("owner_url")
+@pytest.mark.parametrize("broken_off", [False, True])
+def test_a_server_that_may_not_change_the_search_language_of_an_empty_database_serves_all_the_same(
+    databases: Databases, broken_off: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with databases.copy() as owner_url, role_of(owner_url) as (role, url):
+        assert run(["migrate", "--database-url", owner_url, "--grant-to", role]) == 0
+        if broken_off:
+            with psycopg.connect(owner_url) as owner:
+                mark = sql.SQL("comment on index recalld.message_by_text is {}").format(sql.Literal(_TO_BE_REBUILT))
+                owner.execute(mark)
+        with serving(url, search_language="german") as server, connected(server):
+            assert "searching in english, not german: `recalld migrate` changes it" in caplog.messages
+            assert broken_off == any("a change of the search language" in message for message in caplog.messages)
 
 
 def test_granting_to_a_role_that_there_is_not_is_one_line(owner_url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from types import SimpleNamespace
 
 import psycopg
 import pytest
@@ -16,6 +18,7 @@ from recalld.storage import MigrationError, PostgresStore, migrate
 from recalld.storage.keys import session_key, user_key
 from recalld.storage.migrate import newest_revision
 from tests.contract.asking import said
+from tests.migrations.test_sql import upgrade
 from tests.postgres import Databases, open_database
 from tests.waiting import wait_until
 
@@ -82,6 +85,21 @@ def test_a_step_that_fails_leaves_nothing_behind(empty_url: str) -> None:
         assert connection.execute("select to_regclass('recalld.session')").fetchone() == (None,)
         connection.execute("drop table recalld.tombstone")
     assert migrate(empty_url, "english") == STEPS
+
+
+def test_steps_from_before_one_that_waited_for_a_lock_are_told_of_too(
+    empty_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    upgrade(empty_url, "0003")
+    with psycopg.connect(empty_url) as holder:
+        holder.execute("lock table recalld.message in access share mode")  # 0005 is the first to mind
+        module = import_module("recalld.storage.migrate")
+        monkeypatch.setattr(module, "_LOCK_TIMEOUT", 0.05)
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: holder.rollback()))
+
+        assert migrate(empty_url, "german") == [*STEPS[3:], "search language german"]
+
+    assert "others hold a lock" in caplog.text
 
 
 def test_a_newer_schema_that_leaves_this_version_working_is_served_with_a_warning(

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -28,6 +28,10 @@ _SQL = statements("schema")
 _LOCK_TIMEOUT = 2.0
 _LOCK_PAUSE = 1.0
 _LOCK_ATTEMPTS = 60
+
+# Ends the comment on the search index while that is not, or not everywhere, in the language that is searched in. What
+# somebody else has written there stays before it.
+_TO_BE_REBUILT = "\n[recalld: to be rebuilt, the search language has changed]"
 
 
 class MigrationError(Exception):
@@ -63,9 +67,10 @@ def migrate(
 
     Args:
         url: the database, as a URL or a libpq connection string.
-        language: the text search configuration, such as `english`, that a new database searches in.
-        change_language: whether a database that searches in another language is changed to this one. It rebuilds the
-            search index, which takes long on a large database; searches miss messages until it is done.
+        language: the text search configuration, such as `english`, that a database without messages searches in.
+        change_language: whether one with messages that searches in another language is changed to this one. It rebuilds
+            the search index, which takes long on a large database; searches miss messages until it is done. When that
+            was broken off, it is done again.
         distribute: whether the tables are spread over the nodes of a Citus cluster. Where they are, whatever a later
             version adds is distributed in any case. Nobody can write while rows are copied to their nodes.
         grant_to: a database role that gets what a server needs, which does not include changing the schema.
@@ -77,12 +82,7 @@ def migrate(
             _refuse_without_citus(connection, distribute)
             applied = _bring_up_to_date(connection, url)
             _warn_of_lost_writes(connection)
-            current = _language(connection)
-            if current != language and (change_language or applied[:1] == ["0001_initial"]):
-                _set_language(connection, language)
-                applied.append(f"search language {language}")
-            elif current != language:
-                log.warning("searching in %s, not %s: `recalld migrate` changes it", current, language)
+            applied += _settle_language(connection, language, change_language)
             if distribute or distribution.distributed(connection):
                 applied += _distribute(connection)
             if grant_to is not None:
@@ -112,6 +112,7 @@ def check_schema(url: str) -> None:
                     f"the database has schema {current or 'none'}, not {newest} yet: run `recalld migrate`"
                 )
             _refuse_if_too_new(connection, current)
+            _warn_if_broken_off(_search(connection))
     except psycopg.Error as error:
         raise StorageUnavailable from error
 
@@ -150,7 +151,8 @@ def _refuse_without_citus(connection: psycopg.Connection[Any], distribute: bool)
 def _bring_up_to_date(connection: psycopg.Connection[Any], url: str) -> list[str]:
     current = current_revision(connection)
     if current is None or current < newest_revision():
-        return _patiently(lambda: _run_steps(url))
+        applied: list[str] = []
+        return _patiently(lambda: _run_steps(url, applied))
     _refuse_if_too_new(connection, current)
     return []
 
@@ -171,7 +173,7 @@ def _refuse_if_too_new(connection: psycopg.Connection[Any], current: str) -> Non
 
 def _distribute(connection: psycopg.Connection[Any]) -> list[str]:
     """One process after another; whoever comes second finds nothing left to do."""
-    await_turn(lambda: connection.execute(_SQL["lock_migrations"]).fetchone() == (True,))
+    _await_turn(connection)
     connection.execute(_SQL["set_lock_timeout"], {"milliseconds": str(int(_LOCK_TIMEOUT * 1000))})
     return _patiently(lambda: distribution.distribute(connection))
 
@@ -186,13 +188,12 @@ def _patiently(migration: Callable[[], list[str]]) -> list[str]:
     raise MigrationError("others hold a lock that a migration needs: try when there is less going on")
 
 
-def _run_steps(url: str) -> list[str]:
+def _run_steps(url: str, applied: list[str]) -> list[str]:
+    """Adds the steps to those that were applied before one had to wait for a lock."""
     from alembic import command
     from alembic.util import CommandError
     from sqlalchemy import NullPool, create_engine
     from sqlalchemy.exc import DBAPIError
-
-    applied: list[str] = []
 
     def on_version_apply(*, step: Any, **_: Any) -> None:
         applied.append(Path(step.up_revision.path).stem)
@@ -234,20 +235,80 @@ def _warn_of_lost_writes(connection: psycopg.Connection[Any]) -> None:
             log.warning("%s is off in the database: a crash there can lose acknowledged writes", setting)
 
 
-def _language(connection: psycopg.Connection[Any]) -> str:
+class _Search(NamedTuple):
+    """The language that messages are searched in; and the comment on the index, which may not have been built in it."""
+
+    language: str
+    comment: str
+
+    @property
+    def broken_off(self) -> bool:
+        return self.comment.endswith(_TO_BE_REBUILT)
+
+
+def _search(connection: psycopg.Connection[Any]) -> _Search:
     row = connection.execute(_SQL["search_language"]).fetchone()
     assert row is not None
-    return str(row[0])
+    return _Search(*row)
 
 
-def _set_language(connection: psycopg.Connection[Any], language: str) -> None:
+def _warn_if_broken_off(search: _Search) -> None:
+    if search.broken_off:
+        log.warning(
+            "searches miss messages: a change of the search language to %s is not done. If none is under way,"
+            " `recalld migrate` completes it",
+            search.language,
+        )
+
+
+def _settle_language(connection: psycopg.Connection[Any], language: str, change: bool) -> list[str]:
+    """A database without messages takes the language unasked, from whoever may change it."""
+    search = _search(connection)
+    if search.language == language and not search.broken_off:
+        return []
+    try:
+        if change or connection.execute(_SQL["any_message"]).fetchone() is None:
+            return _set_language(connection, language)
+    except psycopg.errors.InsufficientPrivilege:
+        if change:
+            raise
+    if search.language != language:
+        log.warning("searching in %s, not %s: `recalld migrate` changes it", search.language, language)
+    _warn_if_broken_off(search)
+    return []
+
+
+def _set_language(connection: psycopg.Connection[Any], language: str) -> list[str]:
+    """One process after another. From the first change on, a comment on the index says that it is not done."""
     if connection.execute(_SQL["find_language"], {"language": language}).fetchone() is None:
         raise MigrationError(f"search_language: the database has no text search configuration {language!r}")
-    for name in ("set_search_language", "reindex_search"):
-        connection.execute(sql.SQL(_SQL[name]).format(language=sql.Literal(language)))
+    _await_turn(connection)
+    search = _search(connection)
+    if search.language == language and not search.broken_off:
+        return []
+    with connection.transaction():
+        connection.execute(sql.SQL(_SQL["set_search_language"]).format(language=sql.Literal(language)))
+        if not search.broken_off:
+            _comment(connection, search.comment + _TO_BE_REBUILT)
+    for (name,) in connection.execute(_SQL["unfinished_indexes"]).fetchall():
+        connection.execute(sql.SQL(_SQL["drop_index"]).format(name=sql.Identifier("recalld", name)))
+    connection.execute(_SQL["reindex_search"])
+    _comment(connection, _search(connection).comment.removesuffix(_TO_BE_REBUILT))
+    return [f"search language {language}"]
+
+
+def _comment(connection: psycopg.Connection[Any], text: str) -> None:
+    connection.execute(sql.SQL(_SQL["comment_on_search"]).format(text=sql.Literal(text or None)))
+
+
+def _await_turn(connection: psycopg.Connection[Any]) -> None:
+    """It lasts until the connection is closed."""
+    await_turn(lambda: connection.execute(_SQL["lock_migrations"]).fetchone() == (True,))
 
 
 def _grant(connection: psycopg.Connection[Any], role: str) -> None:
+    """One process after another: of two that grant the same at once, Postgres refuses one."""
+    _await_turn(connection)
     connection.execute(sql.SQL(_SQL["grant"]).format(role=sql.Identifier(role)))
 
 

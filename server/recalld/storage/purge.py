@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import datetime
-from typing import LiteralString, NamedTuple
+from datetime import UTC, datetime
+from typing import Final, LiteralString, NamedTuple
 from uuid import UUID
 
 from recalld.domain import NOBODYS, Call, PurgeProgress, PurgeQuery
@@ -13,19 +13,26 @@ from recalld.storage.rows import Row, SubjectStore, Values
 from recalld.storage.sql import compose, statements
 
 _SQL = statements("purge")
-_PICK = {scope: compose(_SQL["pick"], scope=_SQL[scope]) for scope in ("of_session", "of_user", "all")}
+_PICK = {scope: compose(_SQL["pick"], scope=_SQL[scope]) for scope in ("of_session", "of_user", "all", "below")}
 _REMOVE_USERS = {scope: compose(_SQL["remove_users"], scope=_SQL[scope]) for scope in ("this_user", "all")}
 _COUNT_USERS = {scope: compose(_SQL["count_users"], scope=_SQL[scope]) for scope in ("this_user", "all")}
 
+# Later than any deletion.
+_FOREVER: Final = datetime.max.replace(tzinfo=UTC)
+
 
 class _Tombstone(NamedTuple):
-    """Messages first_seq to last_seq of a session, deleted at delete_time; `whole` when the session was deleted."""
+    """Messages first_seq to last_seq of a session, deleted at delete_time; `whole` when the session was deleted.
+
+    `others`: whether removing the session would remove what other tombstones stand for.
+    """
 
     session_key: UUID
     last_seq: int
     delete_time: datetime
     first_seq: int
     whole: bool
+    others: bool
 
 
 class PurgeStore(SubjectStore):
@@ -50,7 +57,12 @@ class PurgeStore(SubjectStore):
             return [namespace for (namespace,) in connection.execute(_SQL["due_namespaces"], {"cutoff": cutoff})]
 
     def _tombstones(self, call: Call, query: PurgeQuery) -> Iterator[_Tombstone]:
-        """What there is to do, oldest deletion first; no connection is held while it is done."""
+        """What there is to do, oldest deletion first.
+
+        But whatever else was deleted of a session comes before the session itself, which would take it along in one
+        step, however much it is. By its time it may come later, even after the cutoff: servers' clocks differ.
+        """
+        scope = "of_session" if query.session_id else "of_user" if query.user_id else "all"
         values: Values = {
             "namespace": call.namespace,
             "cutoff": query.cutoff,
@@ -60,16 +72,34 @@ class PurgeStore(SubjectStore):
             "after_key": None,
             "after_seq": 0,
         }
-        statement = _PICK["of_session" if query.session_id else "of_user" if query.user_id else "all"]
+        for tombstone in self._picked(call, scope, values):
+            if tombstone.others:
+                below = values | tombstone._asdict() | {"cutoff": _FOREVER}
+                if query.dry_run:  # those up to the cutoff are counted at their own turn
+                    below |= {
+                        "after_time": query.cutoff,
+                        "after_key": tombstone.session_key,
+                        "after_seq": tombstone.last_seq,
+                    }
+                for other in self._picked(call, "below", below):
+                    yield other._replace(whole=False)  # as of this one the session is not deleted any more
+            yield tombstone
+
+    def _picked(self, call: Call, scope: str, values: Values) -> Iterator[_Tombstone]:
+        """Tombstones page by page; no connection is held while something is done about them."""
         while True:
             with self._database.connection(call) as connection:
-                rows = connection.execute(statement, values).fetchall()
+                rows = connection.execute(_PICK[scope], values).fetchall()
             if not rows:
                 return
             for row in rows:
                 last = _Tombstone(*row)
                 yield last
-            values |= {"after_time": last.delete_time, "after_key": last.session_key, "after_seq": last.last_seq}
+            values = values | {
+                "after_time": last.delete_time,
+                "after_key": last.session_key,
+                "after_seq": last.last_seq,
+            }
 
     def _steps(self, call: Call, query: PurgeQuery, tombstone: _Tombstone) -> Iterator[tuple[int, int]]:
         """One tombstone in batches; yields the sessions and messages removed by each."""

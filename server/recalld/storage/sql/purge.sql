@@ -1,6 +1,15 @@
 -- name: pick
--- Without a lock: each step looks again.
-select t.session_key, t.last_seq, t.delete_time, t.first_seq, t.whole
+-- Without a lock: each step looks again. The last column: whether the session is still deleted as of this tombstone, and
+-- others of it are left.
+select t.session_key, t.last_seq, t.delete_time, t.first_seq, t.whole,
+       t.whole and exists (select
+                             from recalld.session as s
+                             join recalld.tombstone as other on other.session_key = s.session_key
+                            where s.session_key = t.session_key
+                              and s.delete_time = t.delete_time
+                              and s.last_seq = t.last_seq
+                              and other.last_seq <= t.last_seq
+                              and (other.last_seq <> t.last_seq or other.delete_time <> t.delete_time))
   from recalld.tombstone as t
  where t.namespace = %(namespace)s
    and t.delete_time <= %(cutoff)s
@@ -159,6 +168,17 @@ t.session_key in (select s.session_key
                        from recalld.session as s
                       where s.namespace = %(namespace)s
                         and s.user_id = %(user_id)s)
+
+-- name: below
+-- The others of a session that is still deleted as of this tombstone: older ones, whatever their times say.
+t.session_key = %(session_key)s
+   and t.last_seq <= %(last_seq)s
+   and (t.last_seq <> %(last_seq)s or t.delete_time <> %(delete_time)s)
+   and exists (select
+                 from recalld.session as s
+                where s.session_key = t.session_key
+                  and s.delete_time = %(delete_time)s
+                  and s.last_seq = %(last_seq)s)
 
 -- name: this_user
 u.user_key = %(user_key)s

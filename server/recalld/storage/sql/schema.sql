@@ -33,7 +33,9 @@ select current_setting('max_connections')::int - current_setting('superuser_rese
 select clock_timestamp()
 
 -- name: search_language
-select cfgname from pg_catalog.pg_ts_config where oid = recalld.search_language()
+select cfgname, coalesce(obj_description(to_regclass('recalld.message_by_text'), 'pg_class'), '')
+  from pg_catalog.pg_ts_config
+ where oid = recalld.search_language()
 
 -- name: find_language
 select from pg_catalog.pg_ts_config
@@ -43,6 +45,25 @@ select from pg_catalog.pg_ts_config
 create or replace function recalld.search_language() returns regconfig
     language sql immutable parallel safe
     return ('pg_catalog.' || {language})::regconfig
+
+-- name: any_message
+-- Not `exists`, for which Citus would fetch them all.
+select true from recalld.message limit 1
+
+-- name: comment_on_search
+comment on index recalld.message_by_text is {text}
+
+-- name: unfinished_indexes
+-- What is left of a reindex that was killed.
+select c.relname
+  from pg_catalog.pg_index as i
+  join pg_catalog.pg_class as c on c.oid = i.indexrelid
+ where i.indrelid = 'recalld.message'::regclass
+   and not i.indisvalid
+   and c.relname ~ '^message_by_text_cc(new|old)[0-9]*$'
+
+-- name: drop_index
+drop index concurrently if exists {name}
 
 -- name: reindex_search
 reindex index concurrently recalld.message_by_text
