@@ -116,17 +116,19 @@ def test_who_connects_for_metrics_and_says_nothing_or_leaves_keeps_no_thread_and
     monkeypatch.setattr(serving, "_SCRAPE_TIMEOUT", 0.5)
     port = free_port()
 
-    def heard() -> list[threading.Thread]:
-        return [thread for thread in threading.enumerate() if "process_request_thread" in thread.name]
-
     with serving._metrics_served(f"127.0.0.1:{port}", Metrics().registry), ExitStack() as opened:
+        silent = []
         for _ in range(10):
-            opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+            silent.append(opened.enter_context(socket.create_connection(("127.0.0.1", port), DEADLINE)))
             with socket.create_connection(("127.0.0.1", port)) as leaving:
                 leaving.sendall(b"GET /metrics HTTP/1.1\r\n")
                 leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset
-        wait_until(heard, "nobody is heard")
-        wait_until(lambda: not heard(), "the silent ones keep their threads")
+        assert [connection.recv(1) for connection in silent] == [b""] * 10, "the silent ones are not given up"
+        serving_them = "process_request_thread"
+        wait_until(
+            lambda: not any(serving_them in thread.name for thread in threading.enumerate()),
+            "the silent ones keep their threads",
+        )
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=DEADLINE) as answer:
             assert b"recalld_build_info" in answer.read()
     assert capfd.readouterr().err == ""

@@ -13,7 +13,10 @@ from recalld.storage.rows import Row, SubjectStore, Values
 from recalld.storage.sql import compose, statements
 
 _SQL = statements("purge")
-_PICK = {scope: compose(_SQL["pick"], scope=_SQL[scope]) for scope in ("of_session", "of_user", "all", "below")}
+_PICK = {
+    scope: compose(_SQL["pick"], scope=_SQL[scope], only=_SQL[only])
+    for scope, only in (("of_session", "only_session"), ("below", "only_session"), ("of_user", "all"), ("all", "all"))
+}
 _REMOVE_USERS = {scope: compose(_SQL["remove_users"], scope=_SQL[scope]) for scope in ("this_user", "all")}
 _COUNT_USERS = {scope: compose(_SQL["count_users"], scope=_SQL[scope]) for scope in ("this_user", "all")}
 

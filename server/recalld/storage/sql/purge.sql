@@ -6,6 +6,7 @@ select t.session_key, t.last_seq, t.delete_time, t.first_seq, t.whole,
                              from recalld.session as s
                              join recalld.tombstone as other on other.session_key = s.session_key
                             where s.session_key = t.session_key
+                              and {only}
                               and s.delete_time = t.delete_time
                               and s.last_seq = t.last_seq
                               and other.last_seq <= t.last_seq
@@ -176,9 +177,13 @@ t.session_key = %(session_key)s
    and (t.last_seq <> %(last_seq)s or t.delete_time <> %(delete_time)s)
    and exists (select
                  from recalld.session as s
-                where s.session_key = t.session_key
+                where s.session_key = %(session_key)s
                   and s.delete_time = %(delete_time)s
                   and s.last_seq = %(last_seq)s)
+
+-- name: only_session
+s.session_key = %(session_key)s
+                              and other.session_key = %(session_key)s
 
 -- name: this_user
 u.user_key = %(user_key)s
