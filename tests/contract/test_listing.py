@@ -348,27 +348,27 @@ def _large(n: int) -> Metadata:
 
 
 def test_a_page_holds_no_more_than_fits_and_the_pages_together_everything(store: Store, call: Call) -> None:
-    for n in range(60):
+    for n in range(20):
         store.create_session(call, f"s{n:02}", "", _large(n))
         store.create_user(call, f"u{n:02}", Profile(metadata=_large(n)))
 
     for order in SessionOrder:
-        pages = list(session_pages(store, call, SessionQuery(order=order), page=40))
-        assert sorted(session.session_id for page in pages for session in page) == [f"s{n:02}" for n in range(60)]
+        pages = list(session_pages(store, call, SessionQuery(order=order), page=15))
+        assert sorted(session.session_id for page in pages for session in page) == [f"s{n:02}" for n in range(20)]
         assert all(session.metadata == _large(int(session.session_id[1:])) for page in pages for session in page)
-    assert [user.user_id for user in users(store, call, page=40)] == [f"u{n:02}" for n in range(60)]
+    assert [user.user_id for user in users(store, call, page=15)] == [f"u{n:02}" for n in range(20)]
 
 
 def test_a_filter_finds_what_lies_behind_pages_that_do_not_fit(store: Store, call: Call) -> None:
-    for n in range(60):
+    for n in range(20):
         store.create_session(call, f"s{n:02}", "", _large(n))
-    assert session_ids(store, call, SessionQuery(metadata={"n": 57}), page=5) == ["s57"]
+    assert session_ids(store, call, SessionQuery(metadata={"n": 17}), page=5) == ["s17"]
 
 
 @pytest.mark.parametrize("page", [5, 100])
 def test_a_filter_finds_what_does_not_fit_before_what_does_not_match(store: Store, call: Call, page: int) -> None:
-    for n in range(60):
+    for n in range(20):
         store.create_session(call, f"s{n:02}", "", {**_large(n), "wanted": True})
     store.create_session(call, "unwanted", "", {})
-    expected = [f"s{n:02}" for n in range(60)]
+    expected = [f"s{n:02}" for n in range(20)]
     assert session_ids(store, call, SessionQuery(metadata={"wanted": True}), page=page) == expected

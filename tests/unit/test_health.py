@@ -74,7 +74,7 @@ def test_watchers_that_leave_while_others_are_told_do_not_stop_the_server() -> N
                 servicer.set(SERVICES, status)
 
     def come_and_go(stub: HealthStub, service: str) -> None:
-        for _ in range(50):
+        for _ in range(20):
             watch = stub.Watch(asking(service), timeout=DEADLINE)
             next(watch)
             watch.cancel()
