@@ -267,6 +267,8 @@ class _Hub:
         self.since = float("inf")
         # Calls that are put aside.
         self.parked = 0
+        # Those of them that may still want something, and have not been waited for in vain.
+        self._coming: set[greenlet] = set()
         self._wanted: dict[Callable[[Sequence[Any]], None], list[Wish]] = {}
 
     def wish_of_nobody(self) -> Wish:
@@ -301,14 +303,19 @@ class _Hub:
                 self._switch_to(greenlet(_run), *task)
 
     def _await_company(self) -> None:
-        """Waits a moment for calls that are on their way here: the larger a group, the less each of it costs."""
+        """Waits a moment for calls that are on their way here: the larger a group, the less each of it costs.
+
+        For none twice: a request may never come.
+        """
+        awaited = set(self._coming)
         for _ in range(_MOST_MOMENTS):
             company = sum(map(len, self._wanted.values()))
-            if company >= self.threads.most or (self.parked == company and not self.threads.calls_wait()):
+            if company >= self.threads.most or not (self._coming or self.threads.calls_wait()):
                 return
             sleep(_MOMENT)
             self._go_on_with_resumed()
             self._take_on()
+        self._coming -= awaited
 
     def _go_on_with_resumed(self) -> None:
         while True:
@@ -345,16 +352,20 @@ class _Hub:
     def _go_on(self, wish: Wish) -> None:
         assert wish._greenlet is not None
         self.parked -= 1
+        self._coming.discard(wish._greenlet)
         self._switch_to(wish._greenlet)
 
     def _switch_to(self, call: greenlet, *arguments: Any) -> None:
         """Lets a call run until it wants something, is put aside, or ends."""
         wanted = call.switch(*arguments)
-        if not call.dead:
-            self.parked += 1
+        if call.dead:
+            return
+        self.parked += 1
         if wanted:
             work, wish = wanted
             self._wanted.setdefault(work, []).append(wish)
+        else:
+            self._coming.add(call)
 
 
 # Seconds that work may take before its thread is not counted on any more.

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
+from time import sleep
 
 import pytest
 
 from recalld.domain import Call
 from recalld.errors import Cancelled, Contention, DeadlineExceeded
-from recalld.gathering import Gathering, ParkingCondition, Wish, aside, gather, gathers
+from recalld.gathering import _MOMENT, _MOST_MOMENTS, Gathering, ParkingCondition, Wish, aside, gather, gathers
 from recalld.spare_threads import SpareThreads
 from recalld.together import as_one
 from tests.waiting import wait_until
@@ -141,6 +142,59 @@ def test_a_call_that_does_not_come_is_not_waited_for_long(work: Work, one_thread
     assert not coming.done()
     arrives.set()
     assert coming.result(DEADLINE)
+
+
+@pytest.fixture
+def moments(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Each time that a thread waits for company. It does so without taking the time."""
+    waited: list[float] = []
+    monkeypatch.setattr("recalld.gathering.sleep", lambda time: waited.append(time) if time == _MOMENT else sleep(time))
+    return waited
+
+
+def test_a_call_that_was_waited_for_in_vain_is_not_waited_for_again(
+    work: Work, one_thread: Gathering, moments: list[float]
+) -> None:
+    arrives = threading.Event()
+
+    def comes() -> Wish:
+        aside(arrives.wait, DEADLINE)
+        wish = Wish(Asked())
+        gather(work, wish)
+        return wish
+
+    coming = [one_thread.submit(comes) for _ in range(2)]
+    work.go_on.release(5)
+    for _ in range(5):
+        wishing(one_thread, work).result(DEADLINE)
+    assert moments == [_MOMENT] * _MOST_MOMENTS
+    # A new one is waited for again, as those who come after all are company like any.
+    another = one_thread.submit(comes)
+    work.go_on.release()
+    wishing(one_thread, work).result(DEADLINE)
+    assert moments == [_MOMENT] * 2 * _MOST_MOMENTS
+    arrives.set()
+    work.go_on.release(3)
+    for call in (*coming, another):
+        call.result(DEADLINE)
+
+
+def test_a_call_whose_wish_is_pending_is_not_waited_for(
+    work: Work, one_thread: Gathering, moments: list[float]
+) -> None:
+    waiting: list[Wish] = []
+
+    def put_off(wishes: Sequence[Wish]) -> None:
+        wishes[0].pending = True
+        waiting.extend(wishes)
+
+    pending = wishing(one_thread, put_off)
+    wait_until(lambda: waiting, "it is not put off")
+    work.go_on.release()
+    wishing(one_thread, work).result(DEADLINE)
+    assert not moments
+    waiting[0].resume()
+    pending.result(DEADLINE)
 
 
 def test_while_one_thread_works_the_next_takes_on_calls(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
