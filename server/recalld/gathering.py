@@ -133,9 +133,10 @@ def all_end(within: float) -> bool:
     return not any(thread.is_alive() for thread in _threads)
 
 
-def gathers() -> bool:
-    """Whether this thread gathers, so that there may be company to share work with."""
-    return _hub() is not None
+def gathers(threads: Gathering | None = None) -> bool:
+    """Whether this thread gathers, so that there may be company to share work with; for these `threads`, if given."""
+    hub = _hub()
+    return hub is not None and threads in (None, hub.threads)
 
 
 class Gathering(ThreadPoolExecutor):
