@@ -140,7 +140,7 @@ def gathers(threads: Gathering | None = None) -> bool:
 
 
 class Gathering(ThreadPoolExecutor):
-    """Threads that gather. A call whose Future is cancelled is run nevertheless.
+    """Threads that gather. A call's Future cannot be cancelled.
 
     A ThreadPoolExecutor by name only: gRPC takes no other kind for the threads of a method.
 
@@ -178,6 +178,7 @@ class Gathering(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         task = (Future[R](), fn, args, kwargs)
+        task[0].set_running_or_notify_cancel()
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot take on calls after shutdown")
@@ -185,9 +186,10 @@ class Gathering(ThreadPoolExecutor):
             hub = self._idle.pop() if self._idle else None
             if hub is None and len(self._hubs) < self._usual:
                 hub = self._started()
-        if hub is not None:
-            hub.inbox.put(None)
-        elif not self._crowded.is_set():
+            if hub is not None:
+                # Under the lock: after it, the thread may have taken on the call already, and be one too many.
+                hub.inbox.put(None)
+        if hub is None and not self._crowded.is_set():
             self._crowded.set()
         return task[0]
 
@@ -211,7 +213,7 @@ class Gathering(ThreadPoolExecutor):
                 sleep(_PATIENCE / 2)
                 with self._lock:
                     long_ago = monotonic() - _PATIENCE
-                    if self._backlog and all(hub.since < long_ago for hub in self._hubs):
+                    if self._backlog and not self._closed and all(hub.since < long_ago for hub in self._hubs):
                         self._started()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
