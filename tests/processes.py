@@ -56,17 +56,21 @@ class Process:
         return self._popen.wait(timeout)
 
 
-def start(arguments: list[str], stderr: Path, environment: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    arguments: list[str], stderr: Path, environment: Mapping[str, str] | None = None, files: int | None = None
+) -> subprocess.Popen[str]:
     """Starts `recalld serve` on a free port of loopback, unless the arguments name another.
 
     Args:
         arguments: of `serve`.
         stderr: the file that takes what it writes to stderr.
         environment: variables beyond those of this process.
+        files: how many it may have open; as many as this process when None.
     """
+    limited = [] if files is None else ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"']
     with stderr.open("w") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "recalld", "serve", "--listen", "127.0.0.1:0", *arguments],
+            [*limited, sys.executable, "-m", "recalld", "serve", "--listen", "127.0.0.1:0", *arguments],
             stdout=subprocess.PIPE,
             stderr=file,
             text=True,
@@ -77,7 +81,12 @@ def start(arguments: list[str], stderr: Path, environment: Mapping[str, str] | N
 
 @contextmanager
 def running(
-    directory: Path, arguments: list[str], *, serves: bool = True, environment: Mapping[str, str] | None = None
+    directory: Path,
+    arguments: list[str],
+    *,
+    serves: bool = True,
+    environment: Mapping[str, str] | None = None,
+    files: int | None = None,
 ) -> Iterator[Process]:
     """A server that has come to serve; killed in the end if it still runs.
 
@@ -86,9 +95,10 @@ def running(
         arguments: of `recalld serve`.
         serves: whether to wait until health says SERVING; without a database it would never come to that.
         environment: variables beyond those of this process.
+        files: how many it may have open; as many as this process when None.
     """
     stderr = directory / f"stderr-{next(_numbers)}"
-    with start(arguments, stderr, environment) as popen:
+    with start(arguments, stderr, environment, files) as popen:
         try:
             process = Process(popen, stderr)
             assert process.announced[0].startswith("recalld "), process.stderr

@@ -133,13 +133,14 @@ def all_end(within: float) -> bool:
     return not any(thread.is_alive() for thread in _threads)
 
 
-def gathers() -> bool:
-    """Whether this thread gathers, so that there may be company to share work with."""
-    return _hub() is not None
+def gathers(threads: Gathering | None = None) -> bool:
+    """Whether this thread gathers, so that there may be company to share work with; for these `threads`, if given."""
+    hub = _hub()
+    return hub is not None and threads in (None, hub.threads)
 
 
 class Gathering(ThreadPoolExecutor):
-    """Threads that gather. A call whose Future is cancelled is run nevertheless.
+    """Threads that gather. A call's Future cannot be cancelled.
 
     A ThreadPoolExecutor by name only: gRPC takes no other kind for the threads of a method.
 
@@ -177,6 +178,7 @@ class Gathering(ThreadPoolExecutor):
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
         task = (Future[R](), fn, args, kwargs)
+        task[0].set_running_or_notify_cancel()
         with self._lock:
             if self._closed:
                 raise RuntimeError("cannot take on calls after shutdown")
@@ -184,9 +186,10 @@ class Gathering(ThreadPoolExecutor):
             hub = self._idle.pop() if self._idle else None
             if hub is None and len(self._hubs) < self._usual:
                 hub = self._started()
-        if hub is not None:
-            hub.inbox.put(None)
-        elif not self._crowded.is_set():
+            if hub is not None:
+                # Under the lock: after it, the thread may have taken on the call already, and be one too many.
+                hub.inbox.put(None)
+        if hub is None and not self._crowded.is_set():
             self._crowded.set()
         return task[0]
 
@@ -210,7 +213,7 @@ class Gathering(ThreadPoolExecutor):
                 sleep(_PATIENCE / 2)
                 with self._lock:
                     long_ago = monotonic() - _PATIENCE
-                    if self._backlog and all(hub.since < long_ago for hub in self._hubs):
+                    if self._backlog and not self._closed and all(hub.since < long_ago for hub in self._hubs):
                         self._started()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -267,6 +270,8 @@ class _Hub:
         self.since = float("inf")
         # Calls that are put aside.
         self.parked = 0
+        # Those of them that may still want something, and have not been waited for in vain.
+        self._coming: set[greenlet] = set()
         self._wanted: dict[Callable[[Sequence[Any]], None], list[Wish]] = {}
 
     def wish_of_nobody(self) -> Wish:
@@ -301,14 +306,19 @@ class _Hub:
                 self._switch_to(greenlet(_run), *task)
 
     def _await_company(self) -> None:
-        """Waits a moment for calls that are on their way here: the larger a group, the less each of it costs."""
+        """Waits a moment for calls that are on their way here: the larger a group, the less each of it costs.
+
+        For none twice: a request may never come.
+        """
+        awaited = set(self._coming)
         for _ in range(_MOST_MOMENTS):
             company = sum(map(len, self._wanted.values()))
-            if company >= self.threads.most or (self.parked == company and not self.threads.calls_wait()):
+            if company >= self.threads.most or not (self._coming or self.threads.calls_wait()):
                 return
             sleep(_MOMENT)
             self._go_on_with_resumed()
             self._take_on()
+        self._coming -= awaited
 
     def _go_on_with_resumed(self) -> None:
         while True:
@@ -345,16 +355,20 @@ class _Hub:
     def _go_on(self, wish: Wish) -> None:
         assert wish._greenlet is not None
         self.parked -= 1
+        self._coming.discard(wish._greenlet)
         self._switch_to(wish._greenlet)
 
     def _switch_to(self, call: greenlet, *arguments: Any) -> None:
         """Lets a call run until it wants something, is put aside, or ends."""
         wanted = call.switch(*arguments)
-        if not call.dead:
-            self.parked += 1
+        if call.dead:
+            return
+        self.parked += 1
         if wanted:
             work, wish = wanted
             self._wanted.setdefault(work, []).append(wish)
+        else:
+            self._coming.add(call)
 
 
 # Seconds that work may take before its thread is not counted on any more.

@@ -196,6 +196,12 @@ class Settings(BaseSettings):
     max_calls_per_connection: int = Field(
         256, gt=0, le=1_000_000, description="Calls at once on one connection; a client holds back what is more."
     )
+    max_connections: int = Field(
+        10_000,
+        gt=0,
+        le=1_000_000,
+        description="Connections at once, in this process, or what ulimit -n leaves for them; one more is closed.",
+    )
     max_streams: int | None = Field(
         None,
         gt=0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import resource
 from typing import Any, Final
 
 import grpc
@@ -10,6 +12,8 @@ from recalld.access.certificates import Certificates, watch_certificates
 from recalld.access.files import Watched
 from recalld.limits import MAX_CALL_METADATA_BYTES, MAX_REQUEST_BYTES
 from recalld.settings import Settings
+
+log = logging.getLogger(__name__)
 
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -28,6 +32,9 @@ _OPTIONS: Final = [
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
+# Files that a process may open besides connections of clients and of the pool: for metrics, certificates, and itself.
+_OTHER_FILES: Final = 100
+
 
 def options(settings: Settings, *, share_port: bool) -> list[tuple[str, int]]:
     """The options of the gRPC server.
@@ -41,7 +48,22 @@ def options(settings: Settings, *, share_port: bool) -> list[tuple[str, int]]:
         *_OPTIONS,
         ("grpc.so_reuseport", int(share_port)),
         ("grpc.max_concurrent_streams", settings.max_calls_per_connection),
+        ("grpc.max_allowed_incoming_connections", _most_connections(settings)),
     ]
+
+
+def _most_connections(settings: Settings) -> int:
+    """How many clients may be connected: a process all of whose files they take cannot reach its database.
+
+    It is counted for each address that the host of `listen` has.
+    """
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Of each connection of the pool a statement may have to be stopped, by way of another connection.
+    left = files - 2 * settings.pool_size - _OTHER_FILES
+    if files == resource.RLIM_INFINITY or left >= settings.max_connections:
+        return settings.max_connections
+    log.info("takes %d connections at most: no more than %d files may be open (ulimit -n)", max(1, left), files)
+    return max(1, left)
 
 
 def listen(server: grpc.Server, settings: Settings) -> int:

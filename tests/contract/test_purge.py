@@ -9,14 +9,17 @@ import pytest
 from recalld.domain import (
     Call,
     MessageChange,
+    MetadataChange,
     NewMemory,
     Profile,
     PurgeProgress,
     PurgeQuery,
+    SessionChange,
     SessionQuery,
     Store,
+    UserChange,
 )
-from recalld.errors import MessageIdConflict, SessionNotFound, UserNotFound
+from recalld.errors import EtagMismatch, MessageIdConflict, SessionNotFound, UserNotFound
 from tests.contract.asking import purge, read, said, session_ids, users, write
 from tests.contract.clock import Clock
 
@@ -84,6 +87,27 @@ def test_a_purged_session_id_begins_again_at_seq_1_with_another_etag(store: Stor
     session = store.get_session(call, "s")
     assert (session.metadata, session.last_seq) == ({}, 1)
     assert session.etag != etag
+    with pytest.raises(EtagMismatch):
+        store.update_session(call, "s", SessionChange(metadata=MetadataChange({"b": 2}), etag=etag))
+    with pytest.raises(EtagMismatch):
+        store.delete_session(call, "s", etag=etag)
+    assert store.get_session(call, "s") == session
+
+
+def test_an_etag_of_a_user_that_was_purged_is_of_no_use_for_its_successor(
+    store: Store, call: Call, clock: Clock
+) -> None:
+    etag = store.create_user(call, "ada", Profile()).etag
+    store.delete_user(call, "ada")
+    purge(store, call, PurgeQuery(clock()))
+    clock.advance(days=1)
+    user = store.create_user(call, "ada", Profile())
+    assert user.etag != etag
+    with pytest.raises(EtagMismatch):
+        store.update_user(call, "ada", UserChange(email="x", etag=etag))
+    with pytest.raises(EtagMismatch):
+        store.delete_user(call, "ada", etag=etag)
+    assert store.get_user(call, "ada") == user
 
 
 def test_purged_message_ids_are_free_again(store: Store, call: Call, clock: Clock) -> None:

@@ -198,8 +198,18 @@ def test_calls_of_health_whose_requests_do_not_come_silence_nobody(database_url:
     """Anybody may call it."""
     limits = {"max_concurrent_calls": 8}
     with serving(database_url, **limits) as server, connected(server) as client, half_calls(server, 1200, HEALTH):
+        check = HealthStub(client.channel).Check
+        # While they come it may be that gRPC takes on no more.
+        wait_until(lambda: check.future(HealthCheckRequest(), timeout=PROMPT).exception() is None, "they silence it")
         for _ in range(3):
-            assert HealthStub(client.channel).Check(HealthCheckRequest(), timeout=PROMPT).status == SERVING
+            assert check(HealthCheckRequest(), timeout=PROMPT).status == SERVING
+
+
+def test_calls_of_health_that_come_all_at_once_are_all_answered(database_url: str) -> None:
+    with serving(database_url) as server, connected(server) as client:
+        check = HealthStub(client.channel).Check
+        calls = [check.future(HealthCheckRequest(), timeout=DEADLINE) for _ in range(400)]
+        assert Counter(call.code() for call in calls) == {grpc.StatusCode.OK: 400}
 
 
 def test_watchers_of_health_that_take_nothing_keep_no_other_from_being_told(database_url: str) -> None:

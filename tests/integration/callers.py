@@ -206,12 +206,19 @@ def one_of_each() -> list[ProtoMessage]:
 @contextmanager
 def row_locked(database_url: str, namespace: str, session_id: str) -> Iterator[Callable[[], int]]:
     """Holds the lock on a session's row; what is yielded counts the statements of servers that wait for a lock."""
-    with psycopg.connect(database_url, autocommit=True) as watching, psycopg.connect(database_url) as holding:
+    with lock_waits(database_url) as waiting, psycopg.connect(database_url) as holding:
         held = holding.execute(
             "select session_id from recalld.session where namespace = %s and session_id = %s for update",
             (namespace, session_id),
         ).fetchall()
         assert held == [(session_id,)]
+        yield waiting
+
+
+@contextmanager
+def lock_waits(database_url: str) -> Iterator[Callable[[], int]]:
+    """What is yielded counts the statements of servers that wait for a lock."""
+    with psycopg.connect(database_url, autocommit=True) as watching:
 
         def waiting() -> int:
             row = watching.execute(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -36,7 +36,15 @@ from recall.v1.session_pb2 import (
     UpdateSessionRequest,
 )
 from recall.v1.user_pb2 import CreateUserRequest, DeleteUserRequest
+from recalld.domain import LocalCall, NewMemory
+from recalld.storage import PostgresStore, memory
+from recalld.storage.appends import append
+from recalld.storage.sessions import find
+from tests.contract.asking import said
+from tests.integration.callers import lock_waits
 from tests.integration.conftest import Client
+from tests.processes import DEADLINE
+from tests.waiting import wait_until
 
 Result = TypeVar("Result")
 
@@ -347,3 +355,30 @@ def test_a_delete_without_an_etag_never_complains_of_one(client: Client) -> None
     outcomes = sum(at_once(partial(repeat, task) for task in tasks), Counter[str]())
 
     assert set(outcomes) <= {"OK", "NOT_FOUND"}
+
+
+def test_a_write_that_met_a_deleted_session_that_is_revived_keeps_it_from_being_deleted_again(
+    database_url: str, postgres_store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where others delete and revive it all the time, every attempt to write could come too late."""
+    call = LocalCall("default")
+    postgres_store.add_memory(call, NewMemory("s", [said("before")]))
+    postgres_store.delete_session(call, "s")
+    with ThreadPoolExecutor() as threads, lock_waits(database_url) as waiting:
+        deletions: list[Future[Any]] = []
+
+        def revived_once_found(*arguments: Any) -> Any:
+            found = find(*arguments)
+            postgres_store.undelete_session(call, "s")
+            return found
+
+        def deleted_before(*arguments: Any) -> Any:
+            deletions.append(threads.submit(postgres_store.delete_session, call, "s"))
+            wait_until(lambda: waiting() == 1 or deletions[0].done(), "it is not deleted")
+            return append(*arguments)
+
+        monkeypatch.setattr(memory, "ATTEMPTS", 1)
+        monkeypatch.setattr(memory, "find", revived_once_found)
+        monkeypatch.setattr(memory, "append", deleted_before)
+        assert postgres_store.add_memory(call, NewMemory("s", [said("after")])).messages[0].seq == 2
+        assert [deletion.result(DEADLINE).last_seq for deletion in deletions] == [2]

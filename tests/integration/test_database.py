@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import psycopg
 import pytest
 
 from recalld.domain import LocalCall, NewMemory
-from recalld.errors import Overloaded, ShuttingDown, StorageUnavailable
+from recalld.errors import DeadlineExceeded, Overloaded, ShuttingDown, StorageUnavailable
 from recalld.storage import Database, PostgresStore
 from tests.contract.asking import said
 from tests.postgres import open_database
@@ -24,6 +27,46 @@ def test_when_all_connections_are_busy_a_call_is_turned_away_as_overload(databas
         assert store.get_memory(CALL, "s", 12, 0, 0).messages == []
     finally:
         database.close()
+
+
+class Until:
+    """A call with a deadline, which nobody cancels.
+
+    Args:
+        seconds: to its deadline, now.
+    """
+
+    namespace = "default"
+
+    def __init__(self, seconds: float) -> None:
+        self._deadline = time.monotonic() + seconds
+
+    def remaining(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def when_over(self, callback: Callable[[], None]) -> bool:
+        return True
+
+
+def test_a_call_waits_for_a_connection_until_its_deadline_only(database_url: str) -> None:
+    database = Database(database_url, size=1, timeout=60)
+    database.open()
+    try:
+        begun = time.monotonic()
+        with database.connection(CALL), pytest.raises(DeadlineExceeded), database.connection(Until(0.2)):
+            pytest.fail("there is no connection for it")
+        assert 0.2 <= time.monotonic() - begun < 30
+        assert database.usage().waiting == 0
+    finally:
+        database.close()
+
+
+def test_a_call_whose_deadline_has_passed_runs_nothing_though_there_are_connections(database_url: str) -> None:
+    with open_database(database_url) as database:
+        with database.connection(Until(30)) as connection:
+            connection.execute("select")
+        with pytest.raises(DeadlineExceeded), database.connection(Until(0)):
+            pytest.fail("it is too late")
 
 
 def test_when_the_database_is_away_a_call_is_told_so(database_url: str) -> None:

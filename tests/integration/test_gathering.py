@@ -24,6 +24,7 @@ from recall.v1.memory_pb2 import (
 )
 from recall.v1.session_pb2 import DeleteSessionRequest
 from recalld.client import reason_of
+from recalld.limits import KIB
 from recalld.storage.keys import session_key
 from tests.faults.waiting import tables_locked
 from tests.integration.callers import row_locked
@@ -35,10 +36,11 @@ CALLS = 24
 
 
 class Statements:
-    """What the threads that gather have Postgres do."""
+    """What the threads that gather have Postgres do, and what is done aside, for one call each."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.aside: list[str] = []
 
 
 @pytest.fixture
@@ -49,6 +51,8 @@ def statements(monkeypatch: pytest.MonkeyPatch) -> Statements:
     def noting(cursor: Any, query: Any, *args: Any, **options: Any) -> Any:
         if threading.current_thread().name.startswith(("recalld-gather", "recalld-call")):
             seen.texts.append(str(query))
+        if threading.current_thread().name.startswith("recalld-aside"):
+            seen.aside.append(str(query))
         return execute(cursor, query, *args, **options)
 
     monkeypatch.setattr(psycopg.Cursor, "execute", noting)
@@ -74,9 +78,10 @@ def contents(client: Client, session_id: str) -> list[str]:
 def at_once(database_url: str, statements: Statements) -> Iterator[None]:
     """Calls that are begun within have to wait, for statements that a lock keeps; at the end those go on."""
     with tables_locked(database_url) as wait_for:
-        del statements.texts[:]
+        del statements.texts[:], statements.aside[:]
         yield
-        wait_for(2)
+        # The first four have found no company, and wait each for itself.
+        wait_for(5)
 
 
 def begin(method: Any, requests: Sequence[Any], **options: Any) -> list[Any]:
@@ -285,6 +290,77 @@ def test_an_answer_too_large_to_share_a_statement_comes_whole(
         calls = begin(client.memory.GetMemory, [GetMemoryRequest(session_id=name) for name in ("small", "large") * 4])
     found = [[message.content for message in call.result().messages] for call in calls]
     assert found == [["hello"], large] * 4
+
+
+# --- what is too large to share a statement
+
+
+def adding_messages(number: int, characters: int, of_metadata: int) -> AddMemoryRequest:
+    """So many messages, of so many characters together, of which so many are of their metadata as JSON."""
+    request = AddMemoryRequest(session_id="s", messages=[Message(role="user") for _ in range(number)])
+    request.messages[0].content = "ä" * (characters - of_metadata)
+    if of_metadata:
+        request.messages[0].metadata.update({"k": "x" * (of_metadata - len('{"k":""}'))})
+    return request
+
+
+@pytest.mark.parametrize(
+    ("messages", "characters", "of_metadata", "shares"),
+    [
+        (8, 100, 0, True),
+        (9, 100, 0, False),
+        (2, 16_384, 0, True),
+        (2, 16_385, 0, False),
+        (2, 16_384, 10_000, True),
+        (2, 16_385, 10_000, False),
+    ],
+)
+def test_what_is_added_shares_a_statement_up_to_8_messages_and_16384_characters(
+    messages: int,
+    characters: int,
+    of_metadata: int,
+    shares: bool,
+    client: Client,
+    statements: Statements,
+    database_url: str,
+) -> None:
+    request = adding_messages(messages, characters, of_metadata)
+    client.memory.AddMemory(adding("s"), timeout=DEADLINE)
+    with at_once(database_url, statements):
+        calls = begin(client.memory.AddMemory, [request] * CALLS)
+    assert {call.code() for call in calls} == {grpc.StatusCode.OK}
+    assert any("append_group" in text for text in statements.texts) == shares
+    assert bool(statements.aside) != shares
+
+
+@pytest.mark.parametrize(("last_n", "shares"), [(100, True), (101, False)])
+def test_what_is_read_shares_a_statement_up_to_100_messages(
+    last_n: int, shares: bool, client: Client, statements: Statements, database_url: str
+) -> None:
+    client.memory.AddMemory(adding("s"), timeout=DEADLINE)
+    with at_once(database_url, statements):
+        calls = begin(client.memory.GetMemory, [GetMemoryRequest(session_id="s", last_n=last_n)] * CALLS)
+    assert {call.code() for call in calls} == {grpc.StatusCode.OK}
+    assert any("session_keys" in text for text in statements.texts) == shares
+    assert bool(statements.aside) != shares
+
+
+@pytest.mark.parametrize(("size", "shares"), [(128 * KIB - 1, True), (128 * KIB, False)])
+def test_what_is_read_is_read_again_from_128_kib_on(
+    size: int, shares: bool, client: Client, statements: Statements, database_url: str
+) -> None:
+    metadata = '{"k": "' + "x" * 1000 + '"}'  # as Postgres writes it
+    messages = [
+        Message(role="user", content="x" * 1000),
+        Message(role="user", content="x" * (size - 1000 - len(metadata))),
+    ]
+    messages[0].metadata.update({"k": "x" * 1000})
+    client.memory.AddMemory(AddMemoryRequest(session_id="s", messages=messages), timeout=DEADLINE)
+    with at_once(database_url, statements):
+        calls = begin(client.memory.GetMemory, [GetMemoryRequest(session_id="s")] * CALLS)
+    assert {len(call.result().messages) for call in calls} == {2}
+    assert any("session_keys" in text for text in statements.texts)
+    assert bool(statements.aside) != shares
 
 
 # --- ids that the server makes

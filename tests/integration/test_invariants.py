@@ -77,6 +77,15 @@ VIOLATIONS = {
          where m.namespace_hash is distinct from recalld.namespace_hash(s.namespace)""",
     "active_time is update_time to the minute": """
         select session_id from recalld.session where active_time <> date_trunc('minute', update_time)""",
+    "an id is marked as made by the server if it is that of its place": """
+        select seq from recalld.message
+         where (id_derived is true) <> (message_id = recalld.message_id(session_key, seq))""",
+    "no two messages of a session have the same id": """
+        select message_id from recalld.message group by session_key, message_id having count(*) > 1""",
+    "of a message that was updated it is known what was sent": """
+        select seq from recalld.message where (update_time is null) <> (sent_digest is null)""",
+    "only the first message of a session has created it": """
+        select seq from recalld.message where outcome = 1 and seq > 1""",
 }
 
 
@@ -188,7 +197,7 @@ DAMAGES = {
     ],
     "no message is without its session, or beyond its last_seq": [
         "delete from recalld.session where session_id = 'live'",
-        "update recalld.session set last_seq = 2 where session_id = 'live'",
+        "update recalld.session set last_seq = 3 where session_id = 'live'",
     ],
     "a deleted session has nothing above its watermark": [
         "update recalld.session set cleared_seq = 0 where deleted",
@@ -233,6 +242,21 @@ DAMAGES = {
         "update recalld.session set update_time = update_time + interval '1 minute'",
         "update recalld.session set active_time = active_time + interval '1 second'",
     ],
+    "an id is marked as made by the server if it is that of its place": [
+        "update recalld.message set id_derived = true where seq = 1",
+        "update recalld.message set id_derived = null where id_derived",
+        "update recalld.message set message_id = recalld.message_id(session_key, seq) where seq = 1",
+    ],
+    "no two messages of a session have the same id": [
+        "update recalld.message set message_id = recalld.message_id(session_key, 4), id_derived = true where seq = 1",
+    ],
+    "of a message that was updated it is known what was sent": [
+        "update recalld.message set sent_digest = null where update_time is not null",
+        "update recalld.message set update_time = now()",
+    ],
+    "only the first message of a session has created it": [
+        "update recalld.message set outcome = 1",
+    ],
 }
 
 
@@ -253,6 +277,9 @@ def whole(shared_database_url: str) -> str:
         client.memory.ClearMemory(ClearMemoryRequest(session_id="cleared"), timeout=10)
         for session_id in ("live", "cleared"):
             add(session_id, MESSAGE_IDS[2])
+            add(session_id, "")
+        update = UpdateMessageRequest(session_id="live", message_id=MESSAGE_IDS[2], role="assistant")
+        client.memory.UpdateMessage(update, timeout=10)
         client.sessions.DeleteSession(DeleteSessionRequest(session_id="deleted"), timeout=10)
     return shared_database_url
 

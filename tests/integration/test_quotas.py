@@ -210,7 +210,10 @@ def is_one_too_many(caller: Caller) -> bool:
 
 
 def test_a_stream_too_many_is_refused_and_unary_calls_go_on(stored_url: str) -> None:
-    with serving(stored_url, max_streams=STREAMS, threads=STREAMS + 1) as server, calling(server) as caller:
+    with (
+        serving(stored_url, max_streams=STREAMS, max_concurrent_calls=STREAMS + 1) as server,
+        calling(server) as caller,
+    ):
         unread = [opened(caller) for _ in range(STREAMS)]
 
         refusal = caller.refused(CHUNKS)
@@ -220,6 +223,14 @@ def test_a_stream_too_many_is_refused_and_unary_calls_go_on(stored_url: str) -> 
         for number in range(10):
             caller.call(GetSessionRequest(session_id=f"s{number}"), timeout=5)
         assert is_one_too_many(caller)
+        assert [sum(1 for _ in stream) for stream in unread] == [149] * STREAMS
+
+
+def test_if_no_limit_is_set_half_of_all_calls_may_be_streams(stored_url: str) -> None:
+    with serving(stored_url, max_concurrent_calls=2 * STREAMS + 1) as server, calling(server) as caller:
+        unread = [opened(caller) for _ in range(STREAMS)]
+        assert is_one_too_many(caller)
+        caller.call(GetSessionRequest(session_id="s0"), timeout=5)
         assert [sum(1 for _ in stream) for stream in unread] == [149] * STREAMS
 
 
@@ -240,7 +251,10 @@ def test_a_stream_that_ended_makes_room_for_another(stored_url: str, ending: str
 
 def test_without_a_lower_limit_that_many_streams_are_open_at_once(stored_url: str) -> None:
     """The control of the two tests above."""
-    with serving(stored_url, max_streams=STREAMS + 2, threads=STREAMS + 3) as server, calling(server) as caller:
+    with (
+        serving(stored_url, max_streams=STREAMS + 2, max_concurrent_calls=STREAMS + 3) as server,
+        calling(server) as caller,
+    ):
         streams = [opened(caller) for _ in range(STREAMS + 1)]
         assert not is_one_too_many(caller)
         for stream in streams:

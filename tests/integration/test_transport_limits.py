@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import bisect
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from urllib.request import urlopen
 
 import grpc
 import pytest
@@ -11,8 +16,10 @@ from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
 from recalld import transport
 from recalld.limits import KIB, MAX_CALL_METADATA_BYTES, MAX_CONTENT_BYTES, MAX_REQUEST_BYTES
 from recalld.storage.appends import MOST_CHARACTERS
-from tests.integration.callers import calling, row_locked
+from tests.fuzz.http2 import Connection
+from tests.integration.callers import Caller, calling, row_locked
 from tests.integration.conftest import Client, serving
+from tests.processes import DEADLINE, running
 from tests.waiting import becomes
 
 READ = GetMemoryRequest(session_id="s")
@@ -115,3 +122,51 @@ def test_with_grpcs_own_protection_calls_fail_there(database_url: str, monkeypat
             return {call.code() for call in calls}
 
         assert becomes(lambda: grpc.StatusCode.UNAVAILABLE in codes())
+
+
+# --- all connections
+
+
+@contextmanager
+def idle(address: str, number: int) -> Iterator[Sequence[bool]]:
+    """So many connections that say nothing more; of each, whether it was taken."""
+    with ExitStack() as opened:
+        connections = [opened.enter_context(Connection(address, DEADLINE)) for _ in range(number)]
+        for connection in connections:
+            connection.open()
+        # Who is taken is greeted, who is not is sent away.
+        yield [next(connection.frames(), None) is not None for connection in connections]
+
+
+def test_more_connections_than_the_most_are_closed_at_once_and_those_who_have_one_are_served(
+    database_url: str,
+) -> None:
+    with serving(database_url, max_connections=20) as server, calling(server) as caller:
+        with idle(server.address, 50) as taken:
+            assert sum(taken) == 19
+            caller.call(WRITE)
+            with idle(server.address, 1) as one_more:
+                assert not any(one_more)
+
+        # Whoever leaves makes room.
+        def is_taken() -> bool:
+            with idle(server.address, 1) as another:
+                return all(another)
+
+        assert becomes(is_taken)
+
+
+def test_a_flood_of_connections_leaves_a_process_files_for_its_database_and_its_metrics(
+    database_url: str, tmp_path: Path
+) -> None:
+    arguments = ["--database-url", database_url, "--metrics-listen", "127.0.0.1:0"]
+    with running(tmp_path, arguments, files=200) as process, grpc.insecure_channel(process.address) as channel:
+        caller = Caller(channel)
+        caller.call(WRITE)
+        with idle(process.address, 200) as taken, row_locked(database_url, "default", "s") as waiting:
+            assert 0 < sum(taken) < 100
+            calls = [caller.begin(LARGE) for _ in range(8)]
+            assert becomes(lambda: waiting() == 8)  # each on a connection to the database
+            [metrics] = re.findall(r"http://\S+/metrics", process.stderr)
+            assert b"recalld_build_info" in urlopen(metrics, timeout=DEADLINE).read()
+        assert sorted(call.result().messages[0].seq for call in calls) == list(range(2, 10))

@@ -8,12 +8,24 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
+from time import sleep
+from typing import Any
 
 import pytest
 
 from recalld.domain import Call
 from recalld.errors import Cancelled, Contention, DeadlineExceeded
-from recalld.gathering import Gathering, ParkingCondition, Wish, aside, gather, gathers
+from recalld.gathering import (
+    _MOMENT,
+    _MOST_MOMENTS,
+    _PATIENCE,
+    Gathering,
+    ParkingCondition,
+    Wish,
+    aside,
+    gather,
+    gathers,
+)
 from recalld.spare_threads import SpareThreads
 from recalld.together import as_one
 from tests.waiting import wait_until
@@ -141,6 +153,59 @@ def test_a_call_that_does_not_come_is_not_waited_for_long(work: Work, one_thread
     assert not coming.done()
     arrives.set()
     assert coming.result(DEADLINE)
+
+
+@pytest.fixture
+def moments(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Each time that a thread waits for company. It does so without taking the time."""
+    waited: list[float] = []
+    monkeypatch.setattr("recalld.gathering.sleep", lambda time: waited.append(time) if time == _MOMENT else sleep(time))
+    return waited
+
+
+def test_a_call_that_was_waited_for_in_vain_is_not_waited_for_again(
+    work: Work, one_thread: Gathering, moments: list[float]
+) -> None:
+    arrives = threading.Event()
+
+    def comes() -> Wish:
+        aside(arrives.wait, DEADLINE)
+        wish = Wish(Asked())
+        gather(work, wish)
+        return wish
+
+    coming = [one_thread.submit(comes) for _ in range(2)]
+    work.go_on.release(5)
+    for _ in range(5):
+        wishing(one_thread, work).result(DEADLINE)
+    assert moments == [_MOMENT] * _MOST_MOMENTS
+    # A new one is waited for again, as those who come after all are company like any.
+    another = one_thread.submit(comes)
+    work.go_on.release()
+    wishing(one_thread, work).result(DEADLINE)
+    assert moments == [_MOMENT] * 2 * _MOST_MOMENTS
+    arrives.set()
+    work.go_on.release(3)
+    for call in (*coming, another):
+        call.result(DEADLINE)
+
+
+def test_a_call_whose_wish_is_pending_is_not_waited_for(
+    work: Work, one_thread: Gathering, moments: list[float]
+) -> None:
+    waiting: list[Wish] = []
+
+    def put_off(wishes: Sequence[Wish]) -> None:
+        wishes[0].pending = True
+        waiting.extend(wishes)
+
+    pending = wishing(one_thread, put_off)
+    wait_until(lambda: waiting, "it is not put off")
+    work.go_on.release()
+    wishing(one_thread, work).result(DEADLINE)
+    assert not moments
+    waiting[0].resume()
+    pending.result(DEADLINE)
 
 
 def test_while_one_thread_works_the_next_takes_on_calls(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,6 +399,16 @@ def test_on_such_a_thread_calls_gather(one_thread: Gathering) -> None:
     assert one_thread.submit(gathers).result(DEADLINE)
 
 
+def test_a_call_that_somebody_tries_to_cancel_runs_nevertheless(work: Work, one_thread: Gathering) -> None:
+    first = wishing(one_thread, work)
+    work.begun(1)
+    other = one_thread.submit(lambda: 7)
+    assert not other.cancel()
+    work.go_on.release()
+    first.result(DEADLINE)
+    assert other.result(DEADLINE) == 7
+
+
 def test_after_the_shutdown_no_call_is_taken_on(one_thread: Gathering) -> None:
     assert one_thread.submit(lambda: 7).result(DEADLINE) == 7
     one_thread.shutdown()
@@ -354,6 +429,91 @@ def test_work_that_takes_too_long_does_not_keep_others_from_theirs_and_no_thread
     wait_until(lambda: len(threads._hubs) == len(threads._idle) == 1, "threads too many stay")
     assert threads.submit(lambda: 7).result(DEADLINE) == 7
     threads.shutdown()
+
+
+def test_no_thread_is_started_for_calls_that_wait_when_all_have_been_told_to_end(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = threading.Event()
+
+    def shut_down_meanwhile(seconds: float) -> None:
+        if seconds == _PATIENCE / 2:
+            threads.shutdown()
+            looked.set()
+
+    monkeypatch.setattr("recalld.gathering.sleep", shut_down_meanwhile)
+    threads = Gathering(1, most=8, aside=SpareThreads("test").run, name="test-ending")
+    calls = [wishing(threads, work)]
+    work.begun(1)
+    calls.append(wishing(threads, work))
+    assert looked.wait(DEADLINE)
+    work.go_on.release(2)
+    for call in calls:
+        call.result(DEADLINE)
+    wait_until(lambda: not any(thread.name == "test-ending" for thread in threading.enumerate()), "a thread stays")
+
+
+class LateInbox:
+    """An inbox of a thread, which is told of calls only when it may be."""
+
+    def __init__(self, inbox: Any) -> None:
+        self._inbox = inbox
+        self.get, self.get_nowait = inbox.get, inbox.get_nowait
+        self.telling, self.may_tell = threading.Event(), threading.Event()
+
+    def put(self, what: object) -> None:
+        if what is None:
+            self.telling.set()
+            assert self.may_tell.wait(DEADLINE)
+        self._inbox.put(what)
+
+
+def test_a_thread_too_many_that_hears_late_of_a_call_it_has_taken_on_ends_once(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failures.append)
+    threads = Gathering(1, most=8, aside=SpareThreads("test").run, name="test-late")
+    waiting: list[Wish] = []
+
+    def put_off(wishes: Sequence[Wish]) -> None:
+        wishes[0].pending = True
+        waiting.extend(wishes)
+
+    # Two threads rest, each with a call whose wish is pending.
+    calls = [wishing(threads, put_off), wishing(threads, work)]
+    work.begun(1)
+    calls.append(wishing(threads, put_off))
+    wait_until(lambda: len(waiting) == 2, "there is no second thread")
+    work.go_on.release()
+    wait_until(lambda: len(threads._idle) == 2, "they do not rest")
+
+    told = threads._idle[-1]
+    inbox = LateInbox(told.inbox)
+    told.inbox = inbox  # type: ignore[assignment]
+    runs, may_end = threading.Event(), threading.Event()
+
+    def late() -> bool:
+        runs.set()
+        return may_end.wait(DEADLINE)
+
+    submitting = threading.Thread(target=lambda: calls.append(threads.submit(late)))  # type: ignore[arg-type]
+    submitting.start()
+    assert inbox.telling.wait(DEADLINE)
+    waiting.sort(key=lambda wish: wish._hub is not told)
+    waiting[0].resume()
+    runs.wait(0.2)  # it does if the thread takes it on before it is told
+    inbox.may_tell.set()
+    submitting.join(DEADLINE)
+    may_end.set()
+    calls[-1].result(DEADLINE)
+    wait_until(lambda: len(threads._hubs) == len(threads._idle) == 1, "threads too many stay")
+    waiting[1].resume()
+    for call in calls:
+        call.result(DEADLINE)
+    threads.shutdown()
+    wait_until(lambda: not any(thread.name == "test-late" for thread in threading.enumerate()), "a thread stays")
+    assert not failures
 
 
 # --- several calls as one

@@ -31,6 +31,7 @@ GARBAGE = {
     "statement_timeout": ["nonsense", "0", "2d"],
     "max_concurrent_calls": ["nonsense", "0", "4097"],
     "max_calls_per_connection": ["nonsense", "0", "1000001"],
+    "max_connections": ["nonsense", "0", "1000001"],
     "max_streams": ["nonsense", "0", "4097"],
     "rate_limit": ["nonsense", "-1", "inf", "nan", "1000001"],
     "concurrency_limit": ["nonsense", "-1", "1.5", "1000001"],

@@ -9,13 +9,14 @@ import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import grpc
 from prometheus_client import Histogram
 
 from recalld.errors import Overloaded
-from recalld.gathering import Gathering, ParkingCondition
+from recalld.gathering import Gathering, ParkingCondition, gathers
 from recalld.metrics import Metrics
 from recalld.services.status import abort
 from recalld.services.wrapping import Behaviour, Handler, is_beside
@@ -28,8 +29,10 @@ _HEALTH: Final = "/grpc.health.v1.Health/"
 # Threads for quick calls of each kind, should they have to wait for requests.
 _QUICK_THREADS: Final = 2
 
-# Calls of health, and of reflection, that may be open at a time.
-_MOST_OPEN: Final = 64
+# Calls of health, and of reflection, that may wait for their clients at a time: as many of health as somebody may be
+# right to make at once, and of both together fewer than MOST_REFUSALS, so that they keep out nobody.
+_MOST_WAITING_FOR_HEALTH: Final = 512
+_MOST_WAITING_FOR_REFLECTION: Final = 64
 
 # The methods whose calls gather, each with its own kind; the threads of each, and how many calls one of these takes on
 # at a time. A second thread would share the calls, and so make smaller groups.
@@ -40,7 +43,8 @@ _MOST_GATHERED: Final = 32
 # Calls in progress from which on they gather: fewer would find no company, and are quicker on threads of their own.
 _COMPANY: Final = 4
 
-# Calls that may be on their way to being turned away. Beyond them gRPC does it, with fewer words.
+# Calls that may be on their way to being turned away, with those of health and of reflection. Beyond them gRPC does it,
+# with fewer words.
 MOST_REFUSALS: Final = 1024
 
 
@@ -73,7 +77,9 @@ class CallThreads(ThreadPoolExecutor):
             self.calls -= 1
 
 
-def _parks(arguments: tuple[Any, ...]) -> bool:
+def _parks(
+    arguments: tuple[Any, ...], condition: Callable[[Any], ParkingCondition] = lambda _event: ParkingCondition()
+) -> bool:
     """Sees to it that a call which gRPC submits holds up no thread that gathers; False when that cannot be.
 
     gRPC has the thread that works on a call wait for its request, which a client may be slow to send, or never send. It
@@ -81,10 +87,10 @@ def _parks(arguments: tuple[Any, ...]) -> bool:
     more, the call needs a thread to itself.
     """
     # Submitted are a function, the event of the call, its state, and what else there is. Nobody waits yet.
-    state: Any = arguments[2] if len(arguments) > 2 else None
+    _function, event, state = arguments[:3] if len(arguments) > 2 else (None, None, None)
     if not isinstance(getattr(state, "condition", None), threading.Condition):
         return False
-    state.condition = ParkingCondition()
+    state.condition = condition(event)
     return True
 
 
@@ -107,36 +113,60 @@ class QuickCalls(Gathering):
     Args:
         spare: for what takes longer.
         name: of the threads.
-        most: calls that may be open. For one more, the oldest is cancelled: its request does not come.
+        most: calls that may wait for their clients. For one more, the one that has waited longest is cancelled: its
+            request does not come.
     """
 
     def __init__(self, spare: SpareThreads, name: str, most: int) -> None:
         super().__init__(1, most=_MOST_GATHERED, aside=spare.run, name=name)
         self._unparked = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix=f"{name}-unparked")
-        self._most_open = most
-        # By their Futures, the oldest first.
-        self._open: dict[Future[Any], Any] = {}
-        self._opening = threading.Lock()
+        self._most_waiting = most
+        # The one that has waited longest first.
+        self._waiting: dict[_QuickCondition, None] = {}
+        self._counting = threading.Lock()
 
     def submit(self, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Future[R]:
-        if not _parks(args):
+        if not _parks(args, lambda event: _QuickCondition(self, event.call)):
             return self._unparked.submit(fn, *args, **kwargs)
-        future = super().submit(fn, *args, **kwargs)
-        with self._opening:
-            self._open[future] = args[1]
-            oldest = self._open.pop(next(iter(self._open))) if len(self._open) > self._most_open else None
-        future.add_done_callback(self._ended)
-        if oldest is not None:
-            oldest.call.cancel()
-        return future
+        return super().submit(fn, *args, **kwargs)
 
-    def _ended(self, future: Future[Any]) -> None:
-        with self._opening:
-            self._open.pop(future, None)
+    @contextmanager
+    def waiting(self, condition: _QuickCondition) -> Iterator[None]:
+        """Counts a call among those that wait."""
+        with self._counting:
+            self._waiting[condition] = None
+            longest = next(iter(self._waiting)) if len(self._waiting) > self._most_waiting else None
+            if longest is not None:
+                del self._waiting[longest]
+        if longest is not None:
+            longest.call.cancel()
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._waiting.pop(condition, None)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         super().shutdown()
         self._unparked.shutdown(wait=False)
+
+
+class _QuickCondition(ParkingCondition):
+    """By which a quick call waits for what its client sends, or takes.
+
+    A watcher of health is told of changes by other threads. While these wait the call is not counted.
+    """
+
+    def __init__(self, threads: QuickCalls, call: Any) -> None:
+        super().__init__()
+        self.call = call
+        self._threads = threads
+
+    def wait(self, timeout: float | None = None) -> bool:
+        if not gathers(self._threads):
+            return super().wait(timeout)
+        with self._threads.waiting(self):
+            return super().wait(timeout)
 
 
 class TurnAway(grpc.ServerInterceptor):
@@ -154,8 +184,8 @@ class TurnAway(grpc.ServerInterceptor):
         self._metrics = metrics
         self._spare = SpareThreads("recalld-aside")
         self._quick = QuickCalls(self._spare, "recalld-quick", MOST_REFUSALS)
-        self._health = QuickCalls(self._spare, "recalld-health-call", _MOST_OPEN)
-        self._reflection = QuickCalls(self._spare, "recalld-reflection", _MOST_OPEN)
+        self._health = QuickCalls(self._spare, "recalld-health-call", _MOST_WAITING_FOR_HEALTH)
+        self._reflection = QuickCalls(self._spare, "recalld-reflection", _MOST_WAITING_FOR_REFLECTION)
         self._gathering = {
             method: GatheredCalls(threads, self._spare, metrics.group_sizes(method)) for method in _GATHERED
         }
