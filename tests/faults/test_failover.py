@@ -16,7 +16,10 @@ import grpc
 import pytest
 
 from recall.v1.memory_pb2 import AddMemoryRequest, Message
+from recalld.cli.doctor import examine
 from recalld.client import Client
+from recalld.settings import Settings
+from recalld.storage import migrate
 from recalld.storage.database import CONNECT_TIMEOUT
 from tests.faults.cluster import Cluster, cluster, free_port, run, started, system_user, temporary_directory
 from tests.faults.ledger import Ledger, wrongs
@@ -64,12 +67,16 @@ def make_synchronous(primary: Cluster) -> None:
     wait_until(lambda: primary.execute(state) == [("sync",)], "the standby does not become synchronous")
 
 
+def url_of(*postgres: Cluster) -> str:
+    """The database on whichever of them takes writes."""
+    hosts = ",".join(f"127.0.0.1:{each.port}" for each in postgres)
+    return f"postgresql://postgres@{hosts}/recalld"
+
+
 @contextmanager
 def serving_from(directory: Path, *postgres: Cluster, more: tuple[str, ...] = ()) -> Iterator[tuple[Replica, Client]]:
     """A server that knows the addresses of all of them."""
-    hosts = ",".join(f"127.0.0.1:{each.port}" for each in postgres)
-    url = f"postgresql://postgres@{hosts}/recalld"
-    arguments = ["--database-url", url, "--log-level", "ERROR", "--purge-interval", "0", *more]
+    arguments = ["--database-url", url_of(*postgres), "--log-level", "ERROR", "--purge-interval", "0", *more]
     with replica(directory, *arguments) as server, server.client() as client:
         yield server, client
 
@@ -140,3 +147,21 @@ def test_what_does_not_reach_the_synchronous_standby_is_not_acknowledged(
             standby.thaw()
             client.memory.AddMemory(request, timeout=DEADLINE)
         wait_until(lambda: standby.execute(STORED) == [(1,)], "the standby has nothing")
+
+
+@pytest.mark.timeout(180)
+def test_doctor_judges_the_host_that_a_server_would_use() -> None:
+    with pair() as (primary, standby):
+        migrate(primary.url, "english")
+        # The standby may not know of the schema yet, the primary does.
+        assert verdicts(standby, primary) == verdicts(primary, standby) == {"ok"}
+        assert "error" in verdicts(standby)
+        primary.kill()
+        assert "error" in verdicts(primary, standby)
+        standby.execute("select pg_promote()")
+        assert verdicts(primary, standby) == verdicts(standby, primary) == {"ok"}
+
+
+def verdicts(*postgres: Cluster) -> set[str]:
+    """What `recalld doctor` thinks of the database that these are."""
+    return {finding.verdict for finding in examine(Settings.load({"listen": ":0", "database_url": url_of(*postgres)}))}

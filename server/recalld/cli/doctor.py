@@ -150,13 +150,8 @@ def _traces() -> Iterator[Finding]:
 def _database(settings: Settings) -> Iterator[Finding]:
     import psycopg
 
-    from recalld.storage.database import CONNECT_TIMEOUT
-
     try:
-        with (
-            database_of(settings) as url,
-            psycopg.connect(url, connect_timeout=CONNECT_TIMEOUT, autocommit=True) as connection,
-        ):
+        with database_of(settings) as url, _connected(url) as connection:
             for check in (_version, _writable, _durability, _room, _clock, _schema, _nodes):
                 yield from check(connection, settings)
     except psycopg.OperationalError as error:
@@ -167,6 +162,18 @@ def _database(settings: Settings) -> Iterator[Finding]:
         yield Finding(_BAD, "database", one_line(error), "check the rights of the database's role")
     except click.ClickException as error:
         yield Finding(_BAD, "database", error.format_message(), "set RECALLD_DATABASE_URL to a Postgres of your own")
+
+
+def _connected(url: str) -> psycopg.Connection[Any]:
+    """Connects as a server does, of several hosts to the one that takes writes; to any when none does."""
+    import psycopg
+
+    from recalld.storage.database import connect
+
+    try:
+        return connect(url, autocommit=True)
+    except psycopg.OperationalError:
+        return connect(url, target_session_attrs="any", autocommit=True)
 
 
 def _version(connection: psycopg.Connection[Any], settings: Settings) -> Iterator[Finding]:
@@ -184,7 +191,7 @@ def _writable(connection: psycopg.Connection[Any], settings: Settings) -> Iterat
             _BAD,
             "database",
             "it takes no writes: a standby, or set to be read-only",
-            "name all hosts in RECALLD_DATABASE_URL; the one that takes writes is found by itself",
+            "name all hosts in RECALLD_DATABASE_URL: the one that takes writes is found; if none does, promote a standby",
         )
 
 
