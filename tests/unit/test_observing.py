@@ -71,7 +71,21 @@ def test_a_caller_without_a_credential_has_a_line_too(caplog: pytest.LogCaptureF
     with observed(Metrics(), admission=refuse) as channel, pytest.raises(grpc.RpcError):
         MemoryServiceStub(channel).AddMemory(HELLO, timeout=DEADLINE)
     [line] = lines(caplog)
-    assert (line["code"], line["reason"], line["caller"]) == ("UNAUTHENTICATED", "CREDENTIAL_MISSING", "")
+    assert (line["code"], line["reason"]) == ("UNAUTHENTICATED", "CREDENTIAL_MISSING")
+    assert (line["namespace"], line["caller"]) == ("", "")
+
+
+def test_a_caller_whose_credential_lacks_the_scope_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    limited = Principal("shop", frozenset({Scope.ADMIN}), "1f2e3d4c5b6a")
+    with observed(Metrics(), admission=lambda context: limited) as channel:
+        with pytest.raises(grpc.RpcError):
+            MemoryServiceStub(channel).AddMemory(HELLO, timeout=DEADLINE)
+        with pytest.raises(grpc.RpcError):
+            next(SessionServiceStub(channel).StreamSessions(StreamSessionsRequest(), timeout=DEADLINE))
+    for line in lines(caplog):
+        assert (line["code"], line["reason"]) == ("PERMISSION_DENIED", "SCOPE_MISSING")
+        assert (line["namespace"], line["caller"]) == ("shop", "1f2e3d4c5b6a")
+    assert len(lines(caplog)) == 2
 
 
 def test_calls_without_a_request_id_get_one_each(channel: grpc.Channel, caplog: pytest.LogCaptureFixture) -> None:

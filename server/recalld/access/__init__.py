@@ -45,6 +45,9 @@ class Principal:
 # Every caller, where authentication is off.
 ANYONE: Final = Principal(DEFAULT_NAMESPACE, frozenset(Scope), "")
 
+# A caller whose credential was not good, or has yet to be looked at.
+NOBODY: Final = Principal("", frozenset(), "")
+
 
 class Authenticator(Protocol):
     """Knows one kind of bearer credential."""

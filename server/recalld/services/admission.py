@@ -9,7 +9,7 @@ from typing import Any, Final, NoReturn, Protocol, cast
 
 import grpc
 
-from recalld.access import Authenticator, Principal, Scope
+from recalld.access import NOBODY, Authenticator, Principal, Scope
 from recalld.access.certificates import Identities
 from recalld.access.quotas import Quotas
 from recalld.errors import CredentialInvalid, CredentialMissing, Overloaded, ScopeMissing
@@ -104,11 +104,13 @@ def admitting(admit: Admission | None) -> Wrap:
         def enter(context: grpc.ServicerContext) -> Principal:
             admitted = admit(context)
             if scope not in admitted.scopes:
+                principal.set(admitted)  # the log names who was refused
                 raise ScopeMissing(scope.value)
             return admitted
 
         def unary(behaviour: Behaviour) -> Behaviour:
             def answer(request: Any, context: grpc.ServicerContext) -> Any:
+                principal.set(NOBODY)
                 principal.set(enter(context))
                 return behaviour(request, context)
 
@@ -116,6 +118,7 @@ def admitting(admit: Admission | None) -> Wrap:
 
         def stream(behaviour: Behaviour) -> Behaviour:
             def answer(request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
+                principal.set(NOBODY)
                 first = enter(context)
                 principal.set(first)
                 # Closed before the error is told: the stream gives back what it holds.
