@@ -93,7 +93,7 @@ def test_a_key_is_printed_once_and_only_a_hash_of_it_is_stored(keys: Keys, datab
     match = KEY.fullmatch(out)
     assert match
     key_id, secret = match.groups()
-    assert err == f"key {key_id} for namespace acme: read, write\n"
+    assert err == f"key {key_id} for namespace acme: read, write; good for ever\n"
     [row] = stored(database_url)
     assert row[:5] == (key_id, sha256(secret.encode()).digest(), "acme", ["read", "write"], "CI")
     assert secret not in repr(row)
@@ -127,8 +127,11 @@ def test_a_replacement_is_for_the_same_while_the_old_key_goes_on_for_a_while(key
     old = keys.create("--namespace", "acme", "--scope", "read", "--scope", "admin", "--name", "CI")
     status, out, err = keys.run("create", "--replace", id_of(old), "--overlap", "1h", "--expires", "30d")
     assert status == 0
-    assert err == f"key {id_of(out)}; {id_of(old)} works for another 1h\n"
     first, second = keys.list()
+    assert err == (
+        f"key {id_of(out)} replaces {id_of(old)}, which works until {first['expire_time']};"
+        f" good until {second['expire_time']}\n"
+    )
     assert (first["key_id"], second["key_id"]) == (id_of(old), id_of(out))
     same = ("namespace", "scopes", "name", "state")
     assert (
@@ -145,14 +148,42 @@ def test_replacing_never_lengthens_a_key_s_life(keys: Keys) -> None:
     old = keys.create("--namespace", "acme", "--scope", "read", "--expires", "1h")
     before = keys.list()[0]["expire_time"]
     keys.create("--replace", id_of(old), "--overlap", "7d")
-    first, second = keys.list()
-    assert first["expire_time"] == before
-    assert second["expire_time"] == ""
+    assert keys.list()[0]["expire_time"] == before
+
+
+@pytest.mark.parametrize(
+    ("given", "chosen", "lifetime"),
+    [("90d", (), timedelta(days=90)), ("90d", ("--expires", "7d"), timedelta(days=7)), (None, (), None)],
+)
+def test_a_replacement_is_good_for_as_long_as_the_old_key_was(
+    keys: Keys, given: str | None, chosen: tuple[str, ...], lifetime: timedelta | None
+) -> None:
+    old = keys.create("--namespace", "acme", "--scope", "read", *(("--expires", given) if given else ()))
+    before = datetime.now(UTC).replace(microsecond=0)
+    _, _, said = keys.run("create", "--replace", id_of(old), *chosen)
+    ends = keys.list()[1]["expire_time"]
+    if lifetime is None:
+        assert ends == ""
+        assert said.endswith("; good for ever\n")
+    else:
+        assert before + lifetime <= listed_time(ends) <= datetime.now(UTC) + lifetime
+        assert said.endswith(f"; good until {ends}\n")
+
+
+def test_of_an_old_key_it_is_told_when_it_ends_or_ended(keys: Keys, database_url: str) -> None:
+    soon = keys.create("--namespace", "acme", "--scope", "read", "--expires", "1h")
+    _, _, said = keys.run("create", "--replace", id_of(soon), "--overlap", "24h")
+    assert f"{id_of(soon)}, which works until {keys.list()[0]['expire_time']};" in said
+    with psycopg.connect(database_url) as connection:
+        connection.execute("update recalld.api_key set expire_time = now() - interval '1 day'")
+    _, _, said = keys.run("create", "--replace", id_of(soon), "--overlap", "24h")
+    assert f"{id_of(soon)}, which ended at {keys.list()[0]['expire_time']};" in said
 
 
 def test_a_key_replaced_without_overlap_ends_at_once(keys: Keys) -> None:
     old = keys.create()
-    keys.create("--replace", id_of(old), "--overlap", "0")
+    _, _, said = keys.run("create", "--replace", id_of(old), "--overlap", "0")
+    assert f"{id_of(old)}, which ended at " in said
     assert [row["state"] for row in keys.list()] == ["expired", "active"]
 
 
@@ -218,6 +249,8 @@ WRONG_USAGE = {
     "a name that is no text": ["--namespace", "acme", "--scope", "read", "--name", "a\udcff"],
     "a name with an escape": ["--namespace", "acme", "--scope", "read", "--name", "\x1b[31m"],
     "a name too long": ["--namespace", "acme", "--scope", "read", "--name", "n" * 257],
+    "a lifetime of nothing": ["--namespace", "acme", "--scope", "read", "--expires", "0"],
+    "a replacement with a lifetime of nothing": ["--replace", "0123456789ab", "--expires", "0d"],
     "a lifetime that is none": ["--namespace", "acme", "--scope", "read", "--expires", "soon"],
     "a lifetime beyond all calendars": ["--namespace", "acme", "--scope", "read", "--expires", "9999999d"],
     "a replacement for another namespace": ["--replace", "0123456789ab", "--namespace", "acme", "--scope", "read"],
@@ -229,7 +262,8 @@ WRONG_USAGE = {
 
 @pytest.mark.parametrize("arguments", WRONG_USAGE.values(), ids=WRONG_USAGE.keys())
 def test_wrong_usage_is_one_line_and_makes_no_key(keys: Keys, database_url: str, arguments: list[str]) -> None:
-    keys.complaint(USAGE, "create", *arguments)
+    said = keys.complaint(USAGE, "create", *arguments)
+    assert not arguments or any(option in said for option in arguments if option.startswith("--"))
     assert stored(database_url) == []
 
 

@@ -191,7 +191,7 @@ def _writable(connection: psycopg.Connection[Any], settings: Settings) -> Iterat
             _BAD,
             "database",
             "it takes no writes: a standby, or set to be read-only",
-            "name all hosts in RECALLD_DATABASE_URL: the one that takes writes is found; if none does, promote a standby",
+            "name all hosts in RECALLD_DATABASE_URL: the one that takes writes is found; if none does, promote one",
         )
 
 

@@ -32,7 +32,9 @@ def keys() -> None:
 @click.option("--namespace", metavar="NAME", help="The namespace that the key opens.")
 @click.option("--scope", "scopes", multiple=True, type=click.Choice(_SCOPES), help="What it allows; once for each.")
 @click.option("--name", metavar="TEXT", default="", help="A note on who has it.")
-@click.option("--expires", type=Duration(), help="How long it is good for. [default: for ever]")
+@click.option(
+    "--expires", type=Duration(), help="How long it is good for. [default: for ever; with --replace: as that one was]"
+)
 @click.option("--replace", metavar="KEY_ID", help="Make it for the namespace, scopes and name of this key, which ends.")
 @click.option(
     "--overlap", type=Duration(), default="24h", show_default=True, help="How long the replaced key goes on to work."
@@ -63,17 +65,22 @@ def create(
     for option, duration in (("--expires", expires), ("--overlap", overlap)):
         if duration and duration > _LONGEST:
             raise click.UsageError(f"{option}: must be at most {format_duration(_LONGEST)}")
+    if expires is not None and not expires:
+        raise click.UsageError("--expires: must be more than 0: the key would never work")
     with _registry(settings) as registry:
-        key = (
+        made = (
             registry.create(chosen, parse_scopes(scopes), name, expires)
             if replace is None
             else registry.replace(replace, overlap, expires)
         )
-    click.echo(key.text)
-    if replace:
-        click.echo(f"key {key.key_id}; {replace} works for another {format_duration(overlap)}", err=True)
+    lifetime = f"good until {_time(made.expire_time)}" if made.expire_time else "good for ever"
+    if made.replaced_ends is None:
+        meant = f"for namespace {chosen}: {', '.join(sorted({*scopes}))}"
     else:
-        click.echo(f"key {key.key_id} for namespace {chosen}: {', '.join(sorted({*scopes}))}", err=True)
+        ended = "ended at" if made.replaced_ends <= datetime.now(UTC) else "works until"
+        meant = f"replaces {replace}, which {ended} {_time(made.replaced_ends)}"
+    click.echo(made.text)
+    click.echo(f"key {made.key_id} {meant}; {lifetime}", err=True)
 
 
 @keys.command("list")

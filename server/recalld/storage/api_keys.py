@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from recalld.access import Scope
-from recalld.access.api_keys import ApiKey, NewKey, make_key
+from recalld.access.api_keys import ApiKey, make_key
 from recalld.domain import Call
 from recalld.errors import StorageUnavailable
 from recalld.storage.database import Database, connect
@@ -23,6 +23,15 @@ _SQL: Final = statements("api_key")
 
 class ApiKeyError(Exception):
     """There is no such key, or it cannot be replaced; the text says so in one line."""
+
+
+class MadeKey(NamedTuple):
+    """A new key in full, until when it is good, and when the key ends that it replaces. None: never, and none."""
+
+    key_id: str
+    text: str
+    expire_time: datetime | None
+    replaced_ends: datetime | None = None
 
 
 class ApiKeys:
@@ -43,19 +52,28 @@ class ApiKeyRegistry:
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
 
-    def create(self, namespace: str, scopes: frozenset[Scope], name: str, lifetime: timedelta | None) -> NewKey:
+    def create(self, namespace: str, scopes: frozenset[Scope], name: str, lifetime: timedelta | None) -> MadeKey:
         """Makes a key, good for `lifetime`, or without one for ever."""
         return self._add(namespace, [scope.value for scope in scopes], name, lifetime)
 
-    def replace(self, key_id: str, overlap: timedelta, lifetime: timedelta | None) -> NewKey:
-        """Makes a key for the same as another, which goes on to work for `overlap`. Raises ApiKeyError."""
+    def replace(self, key_id: str, overlap: timedelta, lifetime: timedelta | None) -> MadeKey:
+        """Makes a key for the same as another, which goes on to work for `overlap`, if it is not to end before.
+
+        Args:
+            key_id: of the other.
+            overlap: for how long that goes on to work.
+            lifetime: how long the new key is good for; None for as long as the other was when it was made.
+
+        Raises ApiKeyError.
+        """
         values = {"key_id": key_id, "expire_time": datetime.now(UTC) + overlap}
         with self._connection.transaction():
+            given = self._connection.execute(_SQL["lifetime"], values).fetchone()
             row = self._connection.execute(_SQL["expire"], values).fetchone()
-            if row is None:
+            if given is None or row is None:
                 raise ApiKeyError(f"there is no key {key_id}, or it is revoked")
-            namespace, scopes, name = row
-            return self._add(namespace, scopes, name, lifetime)
+            namespace, scopes, name, ends = row
+            return self._add(namespace, scopes, name, lifetime or given[0])._replace(replaced_ends=ends)
 
     def find_all(self, namespace: str | None) -> list[ApiKey]:
         """The keys of a namespace, or all, oldest first."""
@@ -69,8 +87,9 @@ class ApiKeyRegistry:
         revoked: datetime = row[0]
         return revoked
 
-    def _add(self, namespace: str, scopes: list[str], name: str, lifetime: timedelta | None) -> NewKey:
+    def _add(self, namespace: str, scopes: list[str], name: str, lifetime: timedelta | None) -> MadeKey:
         key, now = make_key(), datetime.now(UTC)
+        expire_time = None if lifetime is None else now + lifetime
         values = {
             "key_id": key.key_id,
             "digest": key.digest,
@@ -78,10 +97,10 @@ class ApiKeyRegistry:
             "scopes": sorted(scopes),
             "name": name,
             "now": now,
-            "expire_time": None if lifetime is None else now + lifetime,
+            "expire_time": expire_time,
         }
         self._connection.execute(_SQL["add"], values)
-        return key
+        return MadeKey(key.key_id, key.text, expire_time)
 
 
 @contextmanager
