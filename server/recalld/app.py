@@ -15,7 +15,7 @@ from grpc_channelz.v1 import channelz, channelz_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
-from recalld import reflection, tracing
+from recalld import addresses, reflection, tracing
 from recalld.access import Authenticator
 from recalld.access.api_keys import ApiKey, ApiKeyAuthenticator
 from recalld.access.certificates import Identities
@@ -34,7 +34,7 @@ from recalld.services.admission import Admission, CredentialAdmission
 from recalld.services.interceptors import interceptors
 from recalld.services.observing import observing
 from recalld.services.overload import MOST_REFUSALS, CallThreads, TurnAway
-from recalld.settings import Settings
+from recalld.settings import Settings, SettingsError
 from recalld.storage import ApiKeys, Database, Lease, PostgresStore, check_schema, migrate
 from recalld.tracing import Tracing, TracingError
 from recalld.transport import listen, options
@@ -147,7 +147,7 @@ class Server:
         try:
             traces = tracing.set_up()
         except TracingError as error:
-            raise StartError(str(error)) from error
+            raise SettingsError(str(error)) from error
         if traces is not None:
             self._closing.callback(traces.close)
         return traces
@@ -175,9 +175,9 @@ class Server:
             host = settings.listen.rpartition(":")[0]
             self._address = f"{host}:{listen(server, settings)}"
         except FileError as error:
-            raise StartError(str(error)) from error
-        except RuntimeError:
-            raise StartError(f"cannot listen on {settings.listen}: it is in use, or not ours to use") from None
+            raise SettingsError(str(error)) from error
+        except RuntimeError as error:
+            raise StartError(addresses.refusal(settings.listen, addresses.obstacle(settings.listen))) from error
         return server
 
     def _admission(self) -> Admission | None:

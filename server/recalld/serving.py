@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from pydantic import SecretStr
 
-from recalld import logs
+from recalld import addresses, logs
 from recalld.app import Server, StartError
 from recalld.conflicts import check_serving
 from recalld.embedded import EmbeddedPostgresError, postgres
@@ -137,7 +137,7 @@ def _metrics_served(address: str | None, registry: CollectorRegistry) -> Iterato
     try:
         server, thread = start_http_server(int(port), host.strip("[]"), registry)
     except OSError as error:
-        raise StartError(f"cannot serve metrics on {address}: {error.strerror}") from None
+        raise StartError(f"cannot serve metrics on {address}: {addresses.why(error)}") from None
     # Who connects and says nothing keeps a thread, and who goes away before the answer has it print a stack.
     server.RequestHandlerClass.timeout = _SCRAPE_TIMEOUT  # type: ignore[attr-defined]
     server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]
@@ -178,21 +178,22 @@ class _Worker:
         self.process.start()
         theirs.close()
 
-    def failure(self) -> str | None:
+    def failure(self) -> Exception | None:
         """Why it cannot work, if it said so."""
         said = self._last_words()
-        return said[1] if said is not None and said[0] == "failed" else None
+        return said if isinstance(said, Exception) else None
 
     def wait_until_started(self) -> None:
-        """Returns when it listens. Raises StartError."""
+        """Returns when it listens. Raises SettingsError, StartError, MigrationError."""
         said = self._last_words(wait=True)
         if said is None:
             self.process.join()
             raise StartError(f"worker {self.number} ended with status {self.process.exitcode} before it started")
-        if said[0] == "failed":
-            raise StartError(said[1])
+        if isinstance(said, Exception):
+            raise said
 
-    def _last_words(self, *, wait: bool = False) -> tuple[str, str] | None:
+    def _last_words(self, *, wait: bool = False) -> str | Exception | None:
+        """The address that it listens on, or why it cannot work; None if it has said nothing."""
         said = None
         try:
             while wait or self.words.poll():
@@ -221,9 +222,9 @@ def _work(settings: Settings, cpu: int | None, words: Connection) -> None:
 
     threading.Thread(target=end_with_parent, name="recalld-orphan", daemon=True).start()
     try:
-        _serve_here(server, lambda address: words.send(("started", address)), metrics=None)
+        _serve_here(server, words.send, metrics=None)
     except (SettingsError, StartError, MigrationError) as error:
-        words.send(("failed", str(error)))
+        words.send(error)
         raise SystemExit(1) from None
     end_process(0)
 
@@ -330,8 +331,8 @@ def _reserved(address: str) -> Iterator[str]:
             # Holds the port while no worker listens on it.
             shared.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             shared.bind((bare, picked))
-        except OSError:
-            raise StartError(f"cannot listen on {address}: it is in use, or not ours to use") from None
+        except OSError as error:
+            raise StartError(addresses.refusal(address, addresses.why(error))) from None
         yield f"{host}:{picked}"
 
 
@@ -353,14 +354,14 @@ def _shared_metrics() -> Iterator[CollectorRegistry]:
 
 
 def _bury(worker: _Worker) -> None:
-    """Takes note of a worker's death, and decides when another follows. Raises StartError when none could work."""
+    """Takes note of a worker's death, and decides when another follows. Raises its failure when none could work."""
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(worker.process.pid)  # type: ignore[no-untyped-call]
     failure = worker.failure()
     # What one that replaces another meets, such as a certificate that is just being written, the others do not suffer.
     if failure and not worker.attempt:
-        raise StartError(failure)
+        raise failure
     now = time.monotonic()
     if now - worker.started_at > _LIVED:
         worker.attempt = 0

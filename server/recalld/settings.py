@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from platformdirs.unix import Unix
-from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from recalld.limits import DEFAULT_RETENTION, LEAST_SECRET_BYTES
@@ -36,6 +36,11 @@ _UNITS: Final = {
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(d|h|m|s|ms)?", re.ASCII)
 _ADDRESS: Final = re.compile(r"([^\s:/\[\]]*|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", re.ASCII)
 _HIGHEST_PORT: Final = 65535
+
+# Characters of a wrong value that are quoted.
+_MOST_QUOTED: Final = 200
+
+_UNKNOWN_PARAMETER: Final = re.compile(r'invalid (?:URI query parameter|connection option):? "([^"]*)"')
 
 # What of a libpq connection string may be shown: the rest is secret, or says nothing about where the data is.
 _SHOWN: Final = ("service", "user", "host", "hostaddr", "port", "dbname")
@@ -71,23 +76,47 @@ def _duration(value: object) -> object:
 
 def _address(value: str) -> str:
     match = _ADDRESS.fullmatch(value)
-    if match is None or int(match[2]) > _HIGHEST_PORT:
+    if match is None or int(match[2]) > _HIGHEST_PORT or not _can_be_host(match[1]):
         raise ValueError("Input should be HOST:PORT, such as 127.0.0.1:50051, [::1]:50051 or :0")
     return f"{match[1] or '127.0.0.1'}:{match[2]}"
 
 
+def _can_be_host(name: str) -> bool:
+    """Whether the name can be looked up, whatever comes of it."""
+    try:
+        name.encode("idna")
+    except UnicodeError:
+        return False
+    return True
+
+
 def _directory(path: Path) -> Path:
-    path = path.expanduser().absolute()
-    if path.exists() and not path.is_dir():
+    path = _absolute(path)
+    try:
+        usable = path.is_dir() or not path.exists()
+    except OSError as error:
+        raise ValueError(f"Input should be a directory: {error.strerror}") from None
+    if not usable:
         raise ValueError("Input should be a directory")
     return path
 
 
 def _file(path: Path) -> Path:
-    path = path.expanduser().absolute()
-    if not path.is_file():
+    path = _absolute(path)
+    try:
+        usable = path.is_file()
+    except OSError as error:
+        raise ValueError(f"Input should be a file that is there: {error.strerror}") from None
+    if not usable:
         raise ValueError("Input should be a file that is there")
     return path
+
+
+def _absolute(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("Input should not start at the home of an unknown user") from None
 
 
 def _secret(secret: SecretStr) -> SecretStr:
@@ -101,11 +130,25 @@ def _connection_string(secret: SecretStr) -> SecretStr:
     from psycopg.conninfo import conninfo_to_dict
 
     try:
-        conninfo_to_dict(secret.get_secret_value())
-    except ProgrammingError:
-        # libpq's own words quote the text, and with it perhaps the password.
-        raise ValueError("Input should be a URL such as postgresql://USER@HOST/NAME, or a libpq string") from None
+        parts = conninfo_to_dict(secret.get_secret_value())
+    except ProgrammingError as error:
+        raise ValueError(_what_libpq_refuses(str(error))) from None
+    hosts = str(parts.get("host", "")).split(",")
+    if not all(host.startswith(("/", "@")) or _can_be_host(host) for host in hosts):
+        raise ValueError("Input should have a valid host name")
     return secret
+
+
+def _what_libpq_refuses(words: str) -> str:
+    """What is wrong with a connection string. libpq's own words quote it, and with it perhaps the password."""
+    unknown = _UNKNOWN_PARAMETER.search(words)
+    if unknown is None:
+        return "Input should be a URL such as postgresql://USER@HOST/NAME, or a libpq string"
+    from psycopg.pq import Conninfo
+
+    known = [option.keyword.decode() for option in Conninfo.get_defaults()]
+    close = difflib.get_close_matches(unknown[1], known, n=1)
+    return "Input has a parameter that libpq does not know" + (f", did you mean {close[0]}?" if close else "")
 
 
 def _upper(value: object) -> object:
@@ -272,6 +315,13 @@ class Settings(BaseSettings):
 
     _flags: frozenset[str] = PrivateAttr(frozenset())
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _text(cls, value: object) -> object:
+        if isinstance(value, str) and not is_unicode(value):
+            raise ValueError("Input should be UTF-8")
+        return value
+
     @property
     def on_loopback(self) -> bool:
         """Whether only this machine can reach the server."""
@@ -291,6 +341,10 @@ class Settings(BaseSettings):
         Raises SettingsError.
         """
         given: dict[str, Any] = dict(flags or {})
+        # An empty variable counts as unset. An empty flag is most likely a shell's variable that is not set.
+        empty = [f"{flag(name)}: Input should not be empty" for name, value in given.items() if value == ""]
+        if empty:
+            raise SettingsError("\n".join(empty))
         try:
             settings = cls(**given)
         except ValidationError as error:
@@ -324,6 +378,11 @@ def effective(settings: Settings) -> Iterator[EffectiveSetting]:
         url = name == "database_url" and value is not None
         shown = without_secrets(value.get_secret_value()) if url else show(value)
         yield EffectiveSetting(name, variable(name), flag(name), shown, settings.source(name), field.description or "")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text from outside has none of the surrogates that stand for bytes which are not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def variable(name: str) -> str:
@@ -370,5 +429,8 @@ def unknown_variables(environ: Mapping[str, str] = os.environ) -> Iterator[str]:
 
 def _explain(name: str, message: str, value: object, flags: Mapping[str, object]) -> str:
     said = flag(name) if name in flags else variable(name)
-    got = "" if "SecretStr" in str(Settings.model_fields[name].annotation) else f' (got "{value}")'
+    shown = str(value)
+    if len(shown) > _MOST_QUOTED:
+        shown = f"{shown[:_MOST_QUOTED]}…"
+    got = "" if "SecretStr" in str(Settings.model_fields[name].annotation) else f' (got "{shown}")'
     return f"{said}: {message.removeprefix('Value error, ')}{got}"

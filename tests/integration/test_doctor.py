@@ -216,6 +216,17 @@ def test_a_role_without_rights_is_an_error(database_url: str) -> None:
         assert troubles(url) == [("error", "database")]
 
 
+def test_a_role_that_cannot_make_the_schema_is_an_error(databases: Databases) -> None:
+    with databases.empty() as url, role(url) as powerless:
+        assert troubles(powerless) == [("error", "schema")]
+
+
+def test_a_database_that_is_not_there_is_an_error_that_says_how_to_make_it(database_url: str) -> None:
+    missing = found(database_url.replace("/recalld_test_", "/recalld_missing_"))[-1]
+    assert missing.verdict == "error"
+    assert missing.remedy.startswith("create it: createdb recalld_missing_")
+
+
 @contextmanager
 def role(url: str) -> Iterator[str]:
     """The database's URL, as a new role that may do nothing."""

@@ -32,9 +32,11 @@ from recalld.cli import run
 from recalld.embedded import postgres
 from recalld.settings import Settings
 from recalld.storage import MigrationError
+from tests.faults.cluster import free_port
 from tests.fuzz.http2 import ACK, END_HEADERS, HEADERS, PING, Connection, call_headers, frame, header_block
 from tests.postgres import Databases
 from tests.processes import DEADLINE, NOT_SERVING, SERVING, Process, await_health, running, runs, start
+from tests.waiting import wait_until
 
 API = {f"recall.v1.{name}Service" for name in ("Admin", "Memory", "Session", "User")}
 
@@ -236,10 +238,28 @@ def test_a_port_in_use_is_one_clear_line(tmp_path: Path, database_url: str) -> N
         second = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
         assert second.returncode == 1
         assert second.stdout == ""
-        assert second.stderr.splitlines() == [
-            f"recalld: cannot listen on {server.address}: it is in use, or not ours to use"
-        ]
+        [line] = second.stderr.splitlines()
+        assert line.startswith(f"recalld: cannot listen on {server.address}: it is in use; --listen ")
         await_health(server.address, SERVING)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have it")
+def test_a_server_that_cannot_say_where_it_listens_serves_all_the_same(tmp_path: Path, database_url: str) -> None:
+    address, stderr = f"127.0.0.1:{free_port()}", tmp_path / "stderr"
+    command = [sys.executable, "-m", "recalld", "serve", "--listen", address, "--database-url", database_url]
+    with (
+        Path("/dev/full").open("w") as full,
+        stderr.open("w") as errors,
+        subprocess.Popen(command, stdout=full, stderr=errors) as process,
+    ):
+        try:
+            wait_until(lambda: "cannot write to stdout: No space left on device" in stderr.read_text(), "it has room")
+            await_health(address, SERVING)
+            process.terminate()
+            assert process.wait(DEADLINE) == 0
+        finally:
+            process.kill()
+    assert "Traceback" not in stderr.read_text()
 
 
 @pytest.mark.parametrize("name", ["with space", "with'quote", "with$dollar"])
@@ -332,7 +352,8 @@ def test_migrate_says_what_it_did(databases: Databases, capsys: pytest.CaptureFi
 def test_migrate_without_a_database_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["migrate", "--database-url", "postgresql://127.0.0.1:1/none"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith("recalld: the database is not available")
+    assert last.startswith("recalld: the database is not available: ")
+    assert last.endswith(": check RECALLD_DATABASE_URL, the network, Postgres")
 
 
 def test_purge_shows_what_was_removed(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,8 +21,8 @@ from pydantic import SecretStr
 from recall.v1.memory_pb2 import GetMemoryRequest
 from recall.v1.session_pb2 import CreateSessionRequest, GetSessionRequest
 from recalld.access import Scope
-from recalld.app import Server, StartError
-from recalld.settings import Settings
+from recalld.app import Server
+from recalld.settings import Settings, SettingsError
 from tests.certificates import Authority, Issued
 from tests.integration.callers import Caller, bearer, create_key
 from tests.integration.conftest import serving
@@ -368,13 +368,13 @@ def test_files_that_do_not_belong_together_or_are_not_there_are_one_clear_line(f
     secured = (*listen, "--tls-cert-file", str(cert), "--tls-key-file")
     missing = tmp_path / "missing"
     for arguments, status, line in (
-        ((*secured, str(other)), 1, f"{other} is not the key of the certificate in {cert}"),
-        ((*secured, str(cert)), 1, f"{cert} is not a private key in PEM without a password"),
+        ((*secured, str(other)), 2, f"{other} is not the key of the certificate in {cert}"),
+        ((*secured, str(cert)), 2, f"{cert} is not a private key in PEM without a password"),
         ((*secured, str(missing)), 2, f'--tls-key-file: Input should be a file that is there (got "{missing}")'),
         ((*listen, "--tls-cert-file", str(cert)), 2, "RECALLD_TLS_CERT_FILE: needs RECALLD_TLS_KEY_FILE"),
         (
             (*secured, str(key), "--tls-client-ca-file", str(key)),
-            1,
+            2,
             f"{key} holds no certificate in PEM",
         ),
         (
@@ -388,6 +388,6 @@ def test_files_that_do_not_belong_together_or_are_not_there_are_one_clear_line(f
 
 def test_identities_that_cannot_be_read_are_one_clear_line(database_url: str, files: Files) -> None:
     files.identities.write_text('["x"]\nnamespace = "n"\nscopes = ["everything"]\n')
-    with pytest.raises(StartError) as raised, serving(database_url, **files.mutual):
+    with pytest.raises(SettingsError) as raised, serving(database_url, **files.mutual):
         pass
     assert str(raised.value) == f'{files.identities}: ["x"] scopes: must be among read, write, admin'

@@ -65,11 +65,11 @@ CONFLICTS: dict[str, tuple[dict[str, Any], str]] = {
         "RECALLD_JWT_KEY_FILE, RECALLD_JWT_JWKS_FILE: only one of them can be set",
     ),
     "a key without an issuer": (
-        {**TOKENS, "jwt_issuer": ""},
+        {name: value for name, value in TOKENS.items() if name != "jwt_issuer"},
         "RECALLD_JWT_SECRET: needs RECALLD_JWT_ISSUER and RECALLD_JWT_AUDIENCE",
     ),
     "a key without an audience": (
-        {**TOKENS, "jwt_audience": ""},
+        {name: value for name, value in TOKENS.items() if name != "jwt_audience"},
         "RECALLD_JWT_SECRET: needs RECALLD_JWT_ISSUER and RECALLD_JWT_AUDIENCE",
     ),
     "an audience without a key": (

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from typing import NoReturn
 
 import pytest
 
 from recalld import __version__
 from recalld.cli import run
+from recalld.cli.options import database_remedy
 from recalld.settings import Settings, flag, variable
 
 
@@ -66,8 +69,34 @@ def test_a_wrong_setting_is_one_line_and_status_2(
     [
         (["frobnicate"], "frobnicate"),
         (["serve", "--frobnicate"], "--frobnicate"),
+        (["config", "--data-dir", ""], "--data-dir"),
+        (["migrate", "--database-url", ""], "--database-url"),
+        (["migrate", "--grant-to", ""], "--grant-to"),
+        (["migrate", "--grant-to", "\udcff"], "--grant-to"),
         (["purge", "--older-than", "soon"], "--older-than"),
+        (["purge", "--older-than", "-1d"], "--older-than"),
+        (["purge", "--older-than", "36501d"], "--older-than"),
+        (["purge", "--older-than", "99999999999d"], "--older-than"),
+        (["purge", "--batch-size", "-1"], "--batch-size"),
+        (["purge", "--batch-size", "99999999999"], "--batch-size"),
         (["purge", "--session", "a", "--user", "b"], "--session"),
+        (["purge", "--session", ""], "--session"),
+        (["purge", "--session", "\udcff"], "--session"),
+        (["purge", "--user", "\udcff"], "--user"),
+        (["purge", "--target", ""], "--target"),
+        (["purge", "--target", "\udcff"], "--target"),
+        (["purge", "--api-key", "\udcff"], "--api-key"),
+        (["purge", "--api-key", "a key"], "api_key"),
+        (["purge", "--api-key", "key", "--target", "example.org:1"], "--tls"),
+        (["purge", "--ca-file", "/nowhere/at/all"], "--ca-file"),
+        (["purge", "--ca-file", "/dev"], "--ca-file"),
+        (["purge", "--ca-file", "/dev/null"], "/dev/null"),
+        (["purge", "--key-file", "/dev/null"], "--cert-file"),
+        (["health", "--service", "\udcff"], "--service"),
+        (["health", "--timeout", "99999999999d"], "--timeout"),
+        (["keys", "revoke", "\udcff"], "KEY_ID"),
+        (["keys", "revoke", ""], "KEY_ID"),
+        (["keys", "list", "--namespace", ""], "--namespace"),
     ],
 )
 def test_wrong_usage_is_one_line_and_status_2(
@@ -77,6 +106,46 @@ def test_wrong_usage_is_one_line_and_status_2(
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("recalld: ")
     assert named in line
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("RECALLD_DATA_DIR", "")
+    monkeypatch.setenv("RECALLD_API_KEY", "")
+    assert run(["config"]) == 0
+    assert run(["purge", "--target", "127.0.0.1:1"]) == 1  # asked, without a key
+    assert capsys.readouterr().err.startswith("recalld: UNAVAILABLE: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ('FATAL: database "shop" does not exist', "create it: createdb shop"),
+        ('FATAL: role "shop" does not exist', "create the role, or name another one in RECALLD_DATABASE_URL"),
+        (
+            'FATAL: password authentication failed for user "shop"',
+            "correct the user or the password in RECALLD_DATABASE_URL",
+        ),
+        ("session is read-only", "name the host that takes writes in RECALLD_DATABASE_URL"),
+        ("Connection refused", "check RECALLD_DATABASE_URL, the network, Postgres"),
+    ],
+)
+def test_of_a_database_that_does_not_answer_it_is_told_what_to_do(words: str, remedy: str) -> None:
+    assert database_remedy(words) == remedy
+
+
+def test_a_defect_is_one_line_unless_the_stack_is_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> NoReturn:
+        raise ZeroDivisionError("of a\nkind")
+
+    monkeypatch.setattr(Settings, "load", broken)
+    assert run(["config"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"recalld: internal error at cli/options\.py:\d+: ZeroDivisionError: of a kind", line)
+    monkeypatch.setenv("RECALLD_LOG_LEVEL", "debug")
+    with pytest.raises(ZeroDivisionError):
+        run(["config"])
 
 
 def test_a_misspelt_variable_is_a_warning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

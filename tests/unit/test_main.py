@@ -1,9 +1,11 @@
-"""The console script where the service's packages are not installed, as with `pip install recalld` alone."""
+"""The console script as a process: without the service's packages, or without room for its output."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -41,3 +43,56 @@ def test_a_process_whose_calls_do_not_end_ends_with_its_status() -> None:
     """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert (ended.returncode, ended.stderr) == (3, "")
+
+
+# --- output that goes nowhere
+
+
+def run_command(
+    *arguments: str, stdout: int | None = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "recalld", *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+COMMANDS = [["config"], ["config", "--json"], ["version"], ["serve", "--help"]]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only some systems have it")
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_full_disk_is_one_line(command: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = run_command(*command, stdout=full.fileno())
+    assert (done.returncode, done.stderr) == (1, "recalld: cannot write the output: No space left on device\n")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_a_reader_that_goes_away_is_no_news(command: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = run_command(*command, stdout=write)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_what_the_locale_cannot_show_is_shown_as_escapes() -> None:
+    done = run_command("config", PYTHONIOENCODING="ascii", RECALLD_JWT_ISSUER="\u2192")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert r"\u2192" in done.stdout
+
+
+def test_an_argument_that_is_not_utf_8_is_one_line() -> None:
+    for command in (["config", "\udcff"], ["keys", "revoke", "\udcff"], ["\udcff"]):
+        done = run_command(*command)
+        assert done.returncode == 2
+        [line] = done.stderr.splitlines()
+        assert line.startswith("recalld: ")

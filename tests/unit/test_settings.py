@@ -20,9 +20,27 @@ from recalld.settings import (
 )
 
 GARBAGE = {
-    "listen": ["nonsense", "localhost", "localhost:", "localhost:65536", "::1:50051", "[::1:50051", "a b:1", "h:-1"],
-    "database_url": ["nonsense", "postgresql://[::1/name", "postgresql://host/name?nonsense=1", "mysql://host"],
-    "data_dir": ["/dev/null"],
+    "listen": [
+        "nonsense",
+        "localhost",
+        "localhost:",
+        "localhost:65536",
+        "::1:50051",
+        "[::1:50051",
+        "a b:1",
+        "h:-1",
+        "a..b:1",
+        "\udcff:1",
+    ],
+    "database_url": [
+        "nonsense",
+        "postgresql://[::1/name",
+        "postgresql://host/name?nonsense=1",
+        "mysql://host",
+        "postgresql://a..b/name",
+        "postgresql://\udcff",
+    ],
+    "data_dir": ["/dev/null", "~no such user/x", "/" + "x" * 300, "/\udcff"],
     "migrate": ["perhaps"],
     "search_language": ["English", "english; drop", "x" * 64],
     "retention": ["nonsense", "-1", "7x", "1 week", "36501d", "9" * 400],
@@ -39,11 +57,11 @@ GARBAGE = {
     "jwt_secret": ["short", "x" * 31, "ä" * 15],
     "jwt_key_file": ["/nowhere/at/all", "/dev"],
     "jwt_jwks_file": ["/nowhere/at/all", "/dev"],
-    "jwt_issuer": [],  # any text
+    "jwt_issuer": ["\udcff"],  # any text
     "jwt_audience": [],
     "jwt_namespace_claim": [],
     "jwt_scopes_claim": [],
-    "tls_cert_file": ["/nowhere/at/all", "/dev"],
+    "tls_cert_file": ["/nowhere/at/all", "/dev", "~no such user/x", "/" + "x" * 300],
     "tls_key_file": ["/nowhere/at/all", "/dev"],
     "tls_client_ca_file": ["/nowhere/at/all", "/dev"],
     "tls_identities_file": ["/nowhere/at/all", "/dev"],
@@ -105,6 +123,37 @@ def test_a_wrong_database_url_is_not_repeated() -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.load({"database_url": "postgresql://u:hunter2@h/?nonsense=hunter2"})
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("postgresql://h/?sslmod=hunter2", ", did you mean sslmode?"),
+        ("postgresql://h/name?hunter2=x", ""),
+        ("host=h hunter2=x", ""),
+    ],
+)
+def test_a_parameter_that_libpq_does_not_know_is_told_and_not_repeated(url: str, told: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"database_url": url})
+    assert str(caught.value) == f"--database-url: Input has a parameter that libpq does not know{told}"
+
+
+def test_a_long_value_is_cut() -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({"pool_size": "9" * 5000})
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("url", [f"host=/{'x' * 90} dbname=n", "host=@recalld", "postgresql:///n?host=%2Ftmp,h"])
+def test_a_socket_is_no_host_name(url: str) -> None:
+    assert Settings.load({"database_url": url}).database_url is not None
+
+
+@pytest.mark.parametrize("name", ["data_dir", "database_url", "listen", "jwt_issuer", "tls_cert_file", "pool_size"])
+def test_an_empty_flag_is_refused_by_name(name: str) -> None:
+    with pytest.raises(SettingsError, match=f"^{flag(name)}: Input should not be empty$"):
+        Settings.load({name: ""})
 
 
 @pytest.mark.parametrize(

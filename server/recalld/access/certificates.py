@@ -56,6 +56,14 @@ def name_of(cert_file: Path) -> str:
     return hosts[0].replace("*", "recalld") if hosts else ""
 
 
+def check_certificates(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> None:
+    """Looks into what a client is given. Raises FileError when it is no certificate, or the key of another one."""
+    if cert_file is not None and key_file is not None:
+        _read_certificates(cert_file, key_file, ca_file)
+    elif ca_file is not None:
+        _parse_chain(read_bytes(ca_file), ca_file)
+
+
 def _read_certificates(cert_file: Path, key_file: Path, client_ca_file: Path | None) -> Certificates:
     chain, key = read_bytes(cert_file), read_bytes(key_file)
     certificate = _parse_chain(chain, cert_file)[0]

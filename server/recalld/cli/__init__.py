@@ -6,10 +6,15 @@ Every command imports what it needs when it runs, so that `recalld version` and 
 from __future__ import annotations
 
 import functools
+import io
+import logging
 import os
+import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -18,17 +23,34 @@ from recalld import __version__
 from recalld.cli.doctor import doctor
 from recalld.cli.health import health
 from recalld.cli.keys import keys
-from recalld.cli.options import Duration, asks_server, complain, connected, database_of, one_line, with_settings
-from recalld.settings import Settings, SettingsError, effective, without_secrets
+from recalld.cli.options import (
+    Duration,
+    Text,
+    asks_server,
+    complain,
+    connected,
+    database_of,
+    discard_output,
+    one_line,
+    refused,
+    unavailable,
+    with_settings,
+)
+from recalld.settings import Settings, SettingsError, effective, variable, without_secrets
 
 if TYPE_CHECKING:
     from recall.v1.admin_pb2 import PurgeResponse
 
 _INTERRUPTED: Final = 130  # what shells expect of a command that ended by SIGINT
+_FAILURE: Final = 1
 _USAGE: Final = 2
 
 # Seconds between two lines of progress where it cannot be shown in place.
 _LINE_INTERVAL: Final = 5.0
+
+_PACKAGE: Final = Path(__file__).parent.parent
+
+log = logging.getLogger(__name__)
 
 _EXAMPLE: Final = '{"session_id":"demo","messages":[{"role":"user","content":"hello"}]}'
 
@@ -39,9 +61,15 @@ def run(arguments: Sequence[str]) -> int:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # As root the embedded Postgres is started by fork() and exec(), which gRPC's handlers of fork() can crash.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no locale has every character
     try:
         status = recalld.main(list(arguments), prog_name="recalld", standalone_mode=False)
+        if sys.stdout is not None:  # as it is where it was closed
+            sys.stdout.flush()
         return status if isinstance(status, int) else 0
+    except SystemExit:  # of click and rich, when whoever reads the output has gone
+        return _FAILURE
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
@@ -53,6 +81,17 @@ def run(arguments: Sequence[str]) -> int:
         return _USAGE
     except click.Abort:
         return _INTERRUPTED
+    except OSError as error:
+        discard_output()
+        complain(f"{error.filename or 'cannot write the output'}: {error.strerror or error}")
+        return _FAILURE
+    except ModuleNotFoundError:  # told of by who called
+        raise
+    except Exception as error:
+        if os.environ.get(variable("log_level"), "").upper() == "DEBUG":
+            raise
+        complain(f"internal error at {_place(error)}: {type(error).__name__}: {one_line(error)}")
+        return _FAILURE
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -79,10 +118,14 @@ def serve(settings: Settings) -> None:
 @recalld.command()
 @with_settings("database_url", "data_dir", "search_language", "log_level", "log_format")
 @click.option("--distributed", is_flag=True, help="Also spread the tables over the nodes of the database's Citus.")
-@click.option("--grant-to", metavar="ROLE", help="Also give this database role what a server needs, and no more.")
+@click.option(
+    "--grant-to", type=Text(), metavar="ROLE", help="Also give this database role what a server needs, and no more."
+)
 @click.option("--sql", "only_sql", is_flag=True, help="Print the SQL of what is pending, and change nothing.")
 def migrate(settings: Settings, distributed: bool, grant_to: str | None, only_sql: bool) -> None:
     """Bring the database to the schema, and the search language, of this version."""
+    import psycopg
+
     from recalld import logs, storage
     from recalld.errors import StorageUnavailable
 
@@ -96,9 +139,11 @@ def migrate(settings: Settings, distributed: bool, grant_to: str | None, only_sq
                 url, settings.search_language, change_language=True, distribute=distributed, grant_to=grant_to
             )
     except StorageUnavailable as error:
-        raise click.ClickException(f"{error}: {one_line(error.__cause__)}") from error
-    except storage.MigrationError as error:
-        raise click.ClickException(str(error)) from error
+        raise unavailable(error) from error
+    except psycopg.errors.InsufficientPrivilege:
+        raise click.ClickException("the database's role may not do that: take the schema's owner") from None
+    except (storage.MigrationError, psycopg.Error) as error:
+        raise click.ClickException(one_line(error)) from error
     for step in steps:
         click.echo(f"migrated: {step}")
     if not steps:
@@ -113,10 +158,12 @@ recalld.add_command(health)
 @recalld.command()
 @with_settings("listen")
 @click.option("--older-than", type=Duration(), help="Remove what was deleted this long ago. [default: the retention]")
-@click.option("--session", "session_id", metavar="ID", help="Only this session.")
-@click.option("--user", "user_id", metavar="ID", help="Only this user and its sessions.")
+@click.option("--session", "session_id", type=Text(), metavar="ID", help="Only this session.")
+@click.option("--user", "user_id", type=Text(), metavar="ID", help="Only this user and its sessions.")
 @click.option("--dry-run", is_flag=True, help="Only count what would be removed.")
-@click.option("--batch-size", type=int, default=0, help="The most messages removed in one transaction.")
+@click.option(
+    "--batch-size", type=click.IntRange(0, 2**31 - 1), default=0, help="The most messages removed in one transaction."
+)
 @asks_server
 def purge(
     settings: Settings,
@@ -145,7 +192,7 @@ def purge(
         try:
             _show_progress(client.admin.Purge(request), dry_run=dry_run)
         except grpc.RpcError as error:
-            raise click.ClickException(f"{error.code().name}: {one_line(error.details())}") from None
+            raise refused(error) from None
 
 
 @recalld.command()
@@ -197,9 +244,19 @@ def _announce(settings: Settings, address: str) -> None:
     options = "-plaintext" if settings.tls_cert_file is None else "-cacert ca.pem"
     if settings.auth:
         options += " -H 'authorization: Bearer recalld_…'"
-    print(f"recalld {__version__} listens on {address}{workers}")
-    print(f"data: {where}")
-    print(f"try:  grpcurl {options} -d '{_EXAMPLE}' {address} recall.v1.MemoryService/AddMemory", flush=True)
+    try:
+        print(f"recalld {__version__} listens on {address}{workers}")
+        print(f"data: {where}")
+        print(f"try:  grpcurl {options} -d '{_EXAMPLE}' {address} recall.v1.MemoryService/AddMemory", flush=True)
+    except OSError as error:  # a full disk or a reader that has gone keeps nobody from being served
+        discard_output()
+        log.warning("cannot write to stdout: %s", error.strerror)
+
+
+def _place(error: Exception) -> str:
+    """The last line of this package that an error passed."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
+    return f"{Path(frames[-1].filename).relative_to(_PACKAGE)}:{frames[-1].lineno}"
 
 
 def _show_progress(responses: Iterator[PurgeResponse], *, dry_run: bool) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
-from recalld.cli.options import database_of, one_line, with_settings
+from recalld import addresses
+from recalld.cli.options import database_of, database_remedy, one_line, with_settings
 from recalld.settings import Settings, SettingsError, unknown_variables
 
 if TYPE_CHECKING:
@@ -75,23 +75,16 @@ def _configuration(settings: Settings) -> Iterator[Finding]:
 
 
 def _address(settings: Settings) -> Iterator[Finding]:
-    host, _, port = settings.listen.rpartition(":")
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
+    obstacle = addresses.obstacle(settings.listen)
+    if obstacle is None:
+        yield Finding(_GOOD, "address", f"{settings.listen} is free")
+    else:
         yield Finding(
             _DOUBTFUL,
             "address",
-            f"cannot listen on {settings.listen}: {error.strerror or error}",
+            f"cannot listen on {settings.listen}: {obstacle}",
             "fine if recalld is running already; otherwise choose another with RECALLD_LISTEN",
         )
-    else:
-        yield Finding(_GOOD, "address", f"{settings.listen} is free")
 
 
 def _certificates(settings: Settings) -> Iterator[Finding]:
@@ -155,9 +148,8 @@ def _database(settings: Settings) -> Iterator[Finding]:
             for check in (_version, _writable, _durability, _room, _clock, _schema, _nodes):
                 yield from check(connection, settings)
     except psycopg.OperationalError as error:
-        yield Finding(
-            _BAD, "database", f"does not answer: {one_line(error)}", "check RECALLD_DATABASE_URL, the network, Postgres"
-        )
+        words = one_line(error)
+        yield Finding(_BAD, "database", f"does not answer: {words}", database_remedy(words))
     except psycopg.Error as error:
         yield Finding(_BAD, "database", one_line(error), "check the rights of the database's role")
     except click.ClickException as error:
@@ -231,6 +223,9 @@ def _schema(connection: psycopg.Connection[Any], settings: Settings) -> Iterator
     current, newest = current_revision(connection), newest_revision()
     if current == newest:
         yield Finding(_GOOD, "schema", f"{current}, as this version needs it")
+    elif current is None and _ask(connection, "may_create") != (True,):
+        remedy = "run `recalld migrate` as the database's owner"
+        yield Finding(_BAD, "schema", "there is none yet, and the database's role may not make it", remedy)
     elif current is None:
         yield Finding(_DOUBTFUL, "schema", "there is none yet", _when_migrated(settings))
     elif current < newest:

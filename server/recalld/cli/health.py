@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from recalld.cli.options import Duration, asks_server, connected, one_line, reachable, with_settings
+from recalld.cli.options import Duration, Text, asks_server, connected, reachable, refused, with_settings
 from recalld.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @with_settings("listen")
-@click.option("--service", default="", metavar="NAME", help="The service to ask about. [default: the whole server]")
+@click.option("--service", type=Text(), metavar="NAME", help="The service to ask about. [default: the whole server]")
 @click.option("--timeout", type=Duration(), default="3s", show_default=True, help="How long to wait for the answer.")
 @asks_server
-def health(settings: Settings, service: str, timeout: timedelta, **options: Any) -> int:
+def health(settings: Settings, service: str | None, timeout: timedelta, **options: Any) -> int:
     """Ask a server for its health: exit status 0 when it is SERVING, else 1.
 
     Without --target it asks the server that has these settings, whatever its certificate is made out to.
@@ -33,9 +33,12 @@ def health(settings: Settings, service: str, timeout: timedelta, **options: Any)
     own = not named and settings.tls_cert_file is not None
     with _own_server(settings) if own else connected(settings, options) as client:
         try:
-            answer = HealthStub(client.channel).Check(HealthCheckRequest(service=service), timeout.total_seconds())
+            request = HealthCheckRequest(service=service or "")
+            answer = HealthStub(client.channel).Check(request, timeout.total_seconds())
         except grpc.RpcError as error:
-            raise click.ClickException(f"{error.code().name}: {one_line(error.details())}") from None
+            if error.code() is grpc.StatusCode.NOT_FOUND:
+                raise click.ClickException(f"NOT_FOUND: the server has no service {service}") from None
+            raise refused(error) from None
     click.echo(HealthCheckResponse.ServingStatus.Name(answer.status))
     return int(answer.status != HealthCheckResponse.SERVING)
 

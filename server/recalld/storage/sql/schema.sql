@@ -29,6 +29,9 @@ select current_setting('fsync'), current_setting('synchronous_commit')
 -- name: max_connections
 select current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
 
+-- name: may_create
+select has_database_privilege(current_database(), 'create')
+
 -- name: clock
 select clock_timestamp()
 
