@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
 import multiprocessing
@@ -221,11 +222,12 @@ def _work(settings: Settings, cpu: int | None, words: Connection) -> None:
         server.finish()
 
     threading.Thread(target=end_with_parent, name="recalld-orphan", daemon=True).start()
-    try:
-        _serve_here(server, words.send, metrics=None)
-    except (SettingsError, StartError, MigrationError) as error:
-        words.send(error)
-        raise SystemExit(1) from None
+    with _metrics_inherited(parent):
+        try:
+            _serve_here(server, words.send, metrics=None)
+        except (SettingsError, StartError, MigrationError) as error:
+            words.send(error)
+            raise SystemExit(1) from None
     end_process(0)
 
 
@@ -351,6 +353,23 @@ def _shared_metrics() -> Iterator[CollectorRegistry]:
     finally:
         del os.environ["PROMETHEUS_MULTIPROC_DIR"]
         shutil.rmtree(directory, ignore_errors=True)
+
+
+@contextmanager
+def _metrics_inherited(supervisor: multiprocessing.process.BaseProcess) -> Iterator[None]:
+    """Removes the directory of the shared metrics with the last worker, where the supervisor was killed and cannot."""
+    directory = os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    in_use = os.open(directory, os.O_RDONLY)
+    try:
+        # Each worker shares the lock until it ends, however it ends; so who can have it alone is the last.
+        fcntl.flock(in_use, fcntl.LOCK_SH)
+        yield
+    finally:
+        if not supervisor.is_alive():
+            with suppress(BlockingIOError):
+                fcntl.flock(in_use, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(directory, ignore_errors=True)
+        os.close(in_use)
 
 
 def _bury(worker: _Worker) -> None:

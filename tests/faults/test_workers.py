@@ -185,6 +185,23 @@ def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path, database_ur
         wait_until(lambda: not any(runs(orphan) for orphan in orphans), "a worker goes on without its supervisor")
 
 
+def test_the_last_worker_removes_what_a_killed_supervisor_leaves(tmp_path: Path, database_url: str) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    arguments = ["--database-url", database_url, "--workers", str(WORKERS)]
+    with running(tmp_path, arguments, environment={"TMPDIR": str(temporary)}) as server:
+        first, *others = workers(server)
+        [metrics] = temporary.glob("recalld-metrics-*")
+        server.signal(signal.SIGSTOP)
+        # It has metrics there too, and does not live to the end.
+        first.kill()
+        wait_until(lambda: not runs(first), "the worker lives")
+        server.signal(signal.SIGKILL)
+        server.wait()
+        wait_until(lambda: not any(runs(other) for other in others), "a worker goes on without its supervisor")
+        assert not metrics.exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_calls_of_all_workers_finish(
     number: signal.Signals, tmp_path: Path, database_url: str
