@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 
 
 def main() -> None:
     """Runs the command line, and exits with its status."""
+    if "serve" in sys.argv[1:2]:
+        # Until the server takes signals itself, there is nothing to stop, and a stop is no failure.
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
     try:
         # Importing takes long enough to be interrupted.
         from recalld.cli import run
@@ -19,6 +24,8 @@ def main() -> None:
         status = 2
     except KeyboardInterrupt:
         status = 130
+    # From here on Ctrl-C could only interrupt the end of the interpreter, which would print a stack.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Loaded when it has served.
     if serving := sys.modules.get("recalld.serving"):
         serving.end_process(status)

@@ -1,8 +1,9 @@
-"""The console script as a process: without the service's packages, or without room for its output."""
+"""The console script as a process: without the service's packages, without room for its output, and interrupted."""
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -96,3 +97,48 @@ def test_an_argument_that_is_not_utf_8_is_one_line() -> None:
         assert done.returncode == 2
         [line] = done.stderr.splitlines()
         assert line.startswith("recalld: ")
+
+
+# --- signals while it starts
+
+
+def signalled(number: signal.Signals, module: str, *arguments: str) -> tuple[int, str]:
+    """The exit status and stderr of a command that gets a signal when it is about to import a module."""
+    code = """if True:
+        import builtins, os, sys
+        from recalld.__main__ import main
+        number, module = int(sys.argv.pop(1)), sys.argv.pop(1)
+        imported = builtins.__import__
+
+        def import_and_be_signalled(name, *rest, **named):
+            if name == module:
+                builtins.__import__ = imported
+                os.kill(os.getpid(), number)
+            return imported(name, *rest, **named)
+
+        builtins.__import__ = import_and_be_signalled
+        main()
+    """
+    command = [sys.executable, "-c", code, str(int(number)), module, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return ended.returncode, ended.stderr.strip()
+
+
+SOON = ["recalld.cli", "click", "grpc"]
+
+
+@pytest.mark.parametrize("module", SOON)
+def test_a_server_that_is_stopped_while_it_starts_has_not_failed(module: str) -> None:
+    arguments = ["serve", "--listen", "127.0.0.1:0", "--database-url", "postgresql://127.0.0.1:1/none"]
+    assert signalled(signal.SIGTERM, module, *arguments) == (0, "")
+
+
+@pytest.mark.parametrize("module", SOON)
+@pytest.mark.parametrize("command", [["serve", "--listen", "127.0.0.1:0"], ["version"]], ids=["serve", "version"])
+def test_ctrl_c_while_a_command_starts_is_status_130_without_a_stack(command: list[str], module: str) -> None:
+    assert signalled(signal.SIGINT, module, *command) == (130, "")
+
+
+def test_a_command_that_is_terminated_while_it_starts_ends_by_the_signal() -> None:
+    """The control of the test for the server: its SIGTERM comes in time."""
+    assert signalled(signal.SIGTERM, "click", "version") == (-signal.SIGTERM, "")
