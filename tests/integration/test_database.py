@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
+from recalld.cli import run
+from recalld.cli.doctor import Finding, examine
 from recalld.domain import LocalCall, NewMemory
 from recalld.errors import DeadlineExceeded, Overloaded, ShuttingDown, StorageUnavailable
+from recalld.settings import Settings
 from recalld.storage import Database, PostgresStore
 from tests.contract.asking import said
-from tests.postgres import open_database
+from tests.postgres import Databases, open_database, url_of
 
 CALL = LocalCall("default")
 
@@ -133,6 +137,35 @@ def test_a_server_that_falls_silent_keeps_no_lock_for_long(database_url: str, mo
 
         with pytest.raises(StorageUnavailable):
             fall_silent()
+
+
+def test_every_text_is_kept_whatever_encoding_the_environment_asks_for(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGCLIENTENCODING", "LATIN1")
+    with open_database(database_url) as database:
+        store = PostgresStore(database)
+        store.add_memory(CALL, NewMemory("s", [said("→")]))
+        assert [message.content for message in store.get_memory(CALL, "s", 12, 0, 0).messages] == ["→"]
+
+
+def test_a_database_in_another_encoding_is_refused_with_what_to_do(
+    databases: Databases, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with databases.empty() as url:
+        name = urlsplit(url).path.removeprefix("/") + "_latin"
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(f"create database {name} encoding 'LATIN1' locale 'C' template template0".encode())
+            try:
+                latin = url_of(url, name)
+                assert run(["migrate", "--database-url", latin]) == 1
+                told = "the database's encoding is LATIN1"
+                remedy = "make one with createdb --encoding UTF8 --template template0"
+                assert capsys.readouterr().err == f"recalld: {told}: {remedy}\n"
+                found = list(examine(Settings.load({"listen": ":0", "database_url": latin})))
+                assert found[-1] == Finding("error", "database", told, remedy)
+            finally:
+                connection.execute(f"drop database {name} with (force)".encode())
 
 
 def test_before_a_column_is_there_a_call_is_told_to_come_back(database_url: str) -> None:

@@ -150,6 +150,9 @@ def _database(settings: Settings) -> Iterator[Finding]:
     except psycopg.OperationalError as error:
         words = one_line(error)
         yield Finding(_BAD, "database", f"does not answer: {words}", database_remedy(words))
+    except psycopg.NotSupportedError as error:
+        text, _, remedy = str(error).partition(": ")
+        yield Finding(_BAD, "database", text, remedy)
     except psycopg.Error as error:
         yield Finding(_BAD, "database", one_line(error), "check the rights of the database's role")
     except click.ClickException as error:

@@ -31,6 +31,9 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 _SQL = statements("schema")
 
+# Of the database, and of connections, whatever the environment's PGCLIENTENCODING says.
+_ENCODING = "UTF8"
+
 # Seconds. A statement whose call is over gets a cancel request, and then this long to end before its connection is cut:
 # a frozen server answers no cancel request.
 CONNECT_TIMEOUT = 5
@@ -85,14 +88,25 @@ _CONTENTION = (pg.SerializationFailure, pg.DeadlockDetected, pg.LockNotAvailable
 def connect(
     url: str, *, target_session_attrs: str = "read-write", **options: Any
 ) -> psycopg.Connection[tuple[Any, ...]]:
-    """A single connection, of several hosts to the one that can be written to; with nothing that a pooler forbids."""
-    return psycopg.connect(
+    """A single connection, of several hosts to the one that can be written to; with nothing that a pooler forbids.
+
+    Raises psycopg.NotSupportedError for a database that cannot keep every text.
+    """
+    connection = psycopg.connect(
         url,
         connect_timeout=CONNECT_TIMEOUT,
         target_session_attrs=target_session_attrs,
+        client_encoding=_ENCODING,
         prepare_threshold=None,
         **options,
     )
+    encoding = connection.info.parameter_status("server_encoding") or _ENCODING
+    if encoding != _ENCODING:
+        connection.close()
+        raise psycopg.NotSupportedError(
+            f"the database's encoding is {encoding}: make one with createdb --encoding UTF8 --template template0"
+        )
+    return connection
 
 
 class Database:
@@ -131,6 +145,7 @@ class Database:
             "application_name": "recalld",
             "connect_timeout": CONNECT_TIMEOUT,
             "target_session_attrs": "read-write",
+            "client_encoding": _ENCODING,
             **_NETWORK,
         }
         if pooler:
