@@ -236,7 +236,7 @@ class Server:
 
         add_services(server, store, settings.retention)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
-        if settings.on_loopback if settings.reflection is None else settings.reflection:
+        if settings.serves_reflection:
             reflection.enable_reflection([*_API, *_BESIDE], server)
             channelz.add_channelz_servicer(server)
 

@@ -228,7 +228,8 @@ class Settings(BaseSettings):
     )
     pooler: bool = Field(
         False,
-        description="Whether a transaction-mode pooler, as PgBouncer, is in between: without lock_timeout and migrate.",
+        description="Whether a transaction-mode pooler such as PgBouncer is in between. "
+        "Then lock_timeout and migrate have no effect.",
     )
     max_concurrent_calls: int = Field(
         128,
@@ -286,7 +287,7 @@ class Settings(BaseSettings):
         None, description="Namespaces and scopes by the name in a client's certificate, in TOML."
     )
     insecure: bool = Field(
-        False, description="Allows to listen beyond loopback without TLS, or without authentication."
+        False, description="Allows listening beyond loopback without TLS, or without authentication."
     )
     reflection: bool | None = Field(
         None, description="Whether to serve reflection and channelz. Unset: only on a loopback address."
@@ -330,6 +331,11 @@ class Settings(BaseSettings):
             return ip_address(host).is_loopback
         except ValueError:
             return host == "localhost"
+
+    @property
+    def serves_reflection(self) -> bool:
+        """Whether callers can ask for the API; unless it is said, where only this machine can."""
+        return self.on_loopback if self.reflection is None else self.reflection
 
     @classmethod
     def load(cls, flags: Mapping[str, str | bool] | None = None) -> Settings:

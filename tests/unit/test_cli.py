@@ -6,14 +6,17 @@ import json
 import re
 import subprocess
 import sys
-from typing import NoReturn
+from typing import Any, Final, NoReturn
 
 import pytest
 
 from recalld import __version__
-from recalld.cli import run
+from recalld.cli import _announce, run
 from recalld.cli.options import database_remedy
 from recalld.settings import Settings, flag, variable
+
+# What grpcurl takes where it cannot ask the server.
+PROTO: Final = "-import-path protos -proto recall/v1/memory.proto"
 
 
 def test_config_lists_every_setting_with_its_source(
@@ -146,6 +149,28 @@ def test_a_defect_is_one_line_unless_the_stack_is_asked_for(
     monkeypatch.setenv("RECALLD_LOG_LEVEL", "debug")
     with pytest.raises(ZeroDivisionError):
         run(["config"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "address", "line"),
+    [
+        ({}, "127.0.0.1:5", "-plaintext -d '…' 127.0.0.1:5"),
+        ({"listen": "0.0.0.0:5"}, "0.0.0.0:5", f"-plaintext {PROTO} -d '…' 127.0.0.1:5"),
+        ({"listen": "0.0.0.0:5", "reflection": True}, "0.0.0.0:5", "-plaintext -d '…' 127.0.0.1:5"),
+        (
+            {"tls_cert_file": __file__, "tls_client_ca_file": __file__, "auth": True},
+            "127.0.0.1:5",
+            "-cacert ca.pem -cert client.pem -key client.key -H 'authorization: Bearer recalld_…' -d '…' 127.0.0.1:5",
+        ),
+    ],
+    ids=["on loopback", "on all addresses", "with reflection", "with all that is asked for"],
+)
+def test_the_line_to_try_reaches_the_server_and_has_what_it_asks_for(
+    flags: dict[str, Any], address: str, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _announce(Settings.load(flags), address)
+    shown = re.sub(r"-d '\{.*\}'", "-d '…'", capsys.readouterr().out.splitlines()[-1])
+    assert shown == f"try:  grpcurl {line} recall.v1.MemoryService/AddMemory"
 
 
 def test_a_misspelt_variable_is_a_warning(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ from recalld.cli.options import (
     database_of,
     discard_output,
     one_line,
+    reachable,
     refused,
     unavailable,
     with_settings,
@@ -242,12 +243,17 @@ def _announce(settings: Settings, address: str) -> None:
     )
     workers = f" with {settings.workers} workers" if settings.workers > 1 else ""
     options = "-plaintext" if settings.tls_cert_file is None else "-cacert ca.pem"
+    if settings.tls_client_ca_file is not None:
+        options += " -cert client.pem -key client.key"
     if settings.auth:
         options += " -H 'authorization: Bearer recalld_…'"
+    if not settings.serves_reflection:
+        options += " -import-path protos -proto recall/v1/memory.proto"
+    target = reachable(address)
     try:
         print(f"recalld {__version__} listens on {address}{workers}")
         print(f"data: {where}")
-        print(f"try:  grpcurl {options} -d '{_EXAMPLE}' {address} recall.v1.MemoryService/AddMemory", flush=True)
+        print(f"try:  grpcurl {options} -d '{_EXAMPLE}' {target} recall.v1.MemoryService/AddMemory", flush=True)
     except OSError as error:  # a full disk or a reader that has gone keeps nobody from being served
         discard_output()
         log.warning("cannot write to stdout: %s", error.strerror)
