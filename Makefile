@@ -31,9 +31,10 @@ help: ## Show this list
 install: $(INSTALLED) ## Make .venv with recalld and what its development needs (PYTHON=python3.13 chooses another Python)
 
 $(INSTALLED): pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "setting up .venv, once: this takes a minute or two"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 run: $(INSTALLED) ## Serve on 127.0.0.1:50051 with an embedded Postgres (ARGS="--listen :0" passes options)
@@ -45,13 +46,13 @@ test: $(INSTALLED) $(LOCAL_GRPCURL) ## Run every test (WORKERS=0 in one process,
 test-faults: $(INSTALLED) ## Run the slow tests of tests/faults: long outages, crashes by the dozen
 	$(BIN)/python -m pytest -n $(WORKERS) -m faults $(ARGS)
 
-test-postgres: $(INSTALLED) ## Run the tests that use Postgres on each that is installed (POSTGRES=/usr/lib/postgresql/15/bin chooses)
+test-postgres: $(INSTALLED) ## Run the tests that use Postgres on every installed one (POSTGRES=/usr/lib/postgresql/15/bin chooses)
 	@test -n "$(POSTGRES)" || { echo "no Postgres is installed: POSTGRES=/path/to/bin tells where" >&2; exit 1; }
 	@for programs in $(POSTGRES); do \
 	TEST_POSTGRES=$$programs $(BIN)/python -m pytest -n $(WORKERS) tests/contract tests/integration tests/migrations $(ARGS) \
 	|| exit 1; done
 
-test-citus: $(INSTALLED) ## Run the tests of storage on a Citus of their own, if a Postgres with that extension is installed
+test-citus: $(INSTALLED) ## Run the storage tests on a Citus of their own, if a Postgres with that extension is installed
 	TEST_CITUS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/contract tests/distributed $(ARGS)
 
 fuzz: $(INSTALLED) ## Throw hostile input at the server for SECONDS=600, other input each time
@@ -65,10 +66,10 @@ soak: $(INSTALLED) ## Run two servers under mixed load for SECONDS=1200, one kil
 bench: $(BENCH) ## Measure recalld beside its references, and say which targets it meets (ARGS="--rounds 3": 10 minutes)
 	$(BIN)/python -m tests.bench $(ARGS)
 
-bench-quick: $(BENCH) ## The same in under 3 minutes, with less to rely on
+bench-quick: $(BENCH) ## Measure the same in under 3 minutes, less reliably
 	$(BIN)/python -m tests.bench --quick $(ARGS)
 
-guard: $(INSTALLED) .tools/ghz ## Check that a call takes the server no more CPU than it may, beside an empty one
+guard: $(INSTALLED) .tools/ghz ## Check that a call costs the server no more CPU than it may, compared with an empty one
 	$(BIN)/python -m pytest -m guard $(ARGS)
 
 .tools/ghz: Makefile
@@ -81,7 +82,7 @@ guard: $(INSTALLED) .tools/ghz ## Check that a call takes the server no more CPU
 	@for peer in $^; do .tools/peers/bin/python -m pip install --quiet --requirement $$peer || true; done
 	@touch $@
 
-grpcurl: .tools/grpcurl ## Install grpcurl in .tools, which takes Go; `make test` does so where there is Go
+grpcurl: .tools/grpcurl ## Install grpcurl in .tools, which needs Go (make test does so by itself where there is Go)
 
 .tools/grpcurl: Makefile
 	GOBIN="$$PWD/.tools" go install github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION)
@@ -112,7 +113,7 @@ stubs: $(INSTALLED) ## Write stubs for another program (LANG=go|java|python|rust
 docs: $(INSTALLED) ## Write docs/api.md from the comments of protos/
 	$(BIN)/python protos/reference.py > docs/api.md
 
-verify: $(INSTALLED) ## Check the protos, and that generated/ and docs/api.md are what they make
+verify: $(INSTALLED) ## Check the protos, and that generated/ and docs/api.md are up to date with them
 	$(BIN)/buf lint
 	$(BIN)/buf format --diff --exit-code
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call protoc,"$$fresh") && \
@@ -122,13 +123,13 @@ verify: $(INSTALLED) ## Check the protos, and that generated/ and docs/api.md ar
 breaking: $(INSTALLED) ## Check that the protos break no client of a released version
 	@for released in protos/released/*.binpb; do $(BIN)/buf breaking --against "$$released" || exit 1; done
 
-released: $(INSTALLED) ## Keep the protos as those of the version in recalld/__init__.py: part of every release
+released: $(INSTALLED) ## Record the protos as those of the version in recalld/__init__.py: part of every release
 	@image=protos/released/v$$($(BIN)/python -c 'import recalld; print(recalld.__version__)').binpb; \
 	test ! -e "$$image" || { echo "$$image is there, and a release does not change" >&2; exit 1; }; \
 	$(BIN)/buf build --exclude-source-info -o "$$image" && echo "$$image"
 
-check: lint types verify breaking ## Everything but the tests
+check: lint types verify breaking ## Run lint, types, verify and breaking: everything but the tests
 
-clean: ## Remove what the other targets made, .venv too
+clean: ## Remove what the other targets made, also .venv
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist .tools tests/interop/.build
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
