@@ -20,7 +20,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] in ("recall", "recalld"):
             raise
-        print(f"recalld: {error.name} is missing; to run the service: pip install 'recalld[server]'", file=sys.stderr)
+        remedy = "to run the service, in a clone of the repository: pip install '.[server]'"
+        print(f"recalld: {error.name} is missing; {remedy}", file=sys.stderr)
         status = 2
     except KeyboardInterrupt:
         status = 130

@@ -69,7 +69,8 @@ def asked_for(environ: Mapping[str, str] = os.environ) -> str | None:
         for module in _NEEDED[exporter]:
             import_module(module)
     except ImportError as error:
-        raise TracingError(f"traces need {error.name}: pip install 'recalld[otel]'") from None
+        remedy = "in a clone of the repository: pip install '.[otel,server]'"
+        raise TracingError(f"traces need {error.name}; {remedy}") from None
     return exporter
 
 

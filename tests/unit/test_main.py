@@ -21,7 +21,8 @@ def test_it_says_in_one_line_what_to_install(module: str, command: str) -> None:
     done = run_without(module, command)
     assert done.returncode == 2
     [line] = done.stderr.splitlines()
-    assert line == f"recalld: {module} is missing; to run the service: pip install 'recalld[server]'"
+    remedy = "to run the service, in a clone of the repository: pip install '.[server]'"
+    assert line == f"recalld: {module} is missing; {remedy}"
 
 
 def test_a_module_of_its_own_that_is_missing_is_a_defect() -> None:

@@ -12,6 +12,7 @@ from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
 from recalld import errors, limits
 from recalld.cli import recalld
 from recalld.settings import Settings, format_duration, parse_duration, show, variable
+from recalld.storage.keys import message_id, session_key
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -118,6 +119,19 @@ def test_durations_are_written_as_the_settings_read_them() -> None:
 def test_every_variable_that_is_named_is_a_setting() -> None:
     known = {variable(name) for name in Settings.model_fields} | {"TEST_DATABASE_URL"}
     assert set(re.findall(r"RECALLD_\w+", README)) <= known
+
+
+def test_the_first_answer_has_the_id_that_the_server_makes() -> None:
+    """The tests that run the page take any id."""
+    made = message_id(session_key(limits.DEFAULT_NAMESPACE, "demo"), 1)
+    assert f'"message_id": "{made}", "seq": "1"' in section("Sixty seconds")
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_nothing_is_said_to_come_from_a_registry_that_does_not_have_it(page: Path) -> None:
+    assert not re.search(r"pip install '?recalld", page.read_text("utf-8"))
 
 
 def test_every_rpc_is_in_the_table_and_in_the_protos() -> None:

@@ -223,5 +223,7 @@ def test_what_cannot_be_had_is_one_line_that_names_the_variable(environ: dict[st
 def test_missing_packages_are_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     missing: Any = None  # what makes an import fail
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http.trace_exporter", missing)
-    with pytest.raises(TracingError, match=r"^traces need opentelemetry[\w.]+: pip install 'recalld\[otel\]'$"):
+    with pytest.raises(
+        TracingError, match=r"^traces need opentelemetry[\w.]+; in a clone .*: pip install '\.\[otel,server\]'$"
+    ):
         tracing.set_up({"OTEL_TRACES_EXPORTER": "otlp"})
