@@ -279,6 +279,17 @@ def test_a_schema_that_needs_a_newer_server_ends_it_with_one_line(count: int, da
     assert re.fullmatch(r"recalld: the database has schema 9999, which needs a server .*: upgrade recalld", line)
 
 
+@pytest.mark.parametrize("count", [1, WORKERS])
+def test_a_search_language_that_the_database_does_not_know_ends_it_as_a_wrong_setting(
+    count: int, databases: Databases
+) -> None:
+    with databases.empty() as url:
+        arguments = ["--database-url", url, "--workers", str(count), "--listen", "127.0.0.1:0"]
+        code, _, [line] = refused([*arguments, "--search-language", "klingon"])
+    assert code == 2
+    assert line == "recalld: search_language: the database has no text search configuration 'klingon'"
+
+
 def test_a_metrics_port_in_use_is_one_line(tmp_path: Path, database_url: str) -> None:
     with serving(tmp_path, database_url) as server:
         arguments = ["--database-url", database_url, "--listen", "127.0.0.1:0", "--metrics-listen", server.address]

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 import grpc
 import psutil
@@ -347,6 +348,37 @@ def test_migrate_says_what_it_did(databases: Databases, capsys: pytest.CaptureFi
         assert "migrated: 0001_initial" in capsys.readouterr().out.splitlines()
         assert run(["migrate", "--database-url", url]) == 0
         assert capsys.readouterr().out == "nothing to do: the database is up to date\n"
+
+
+def test_a_search_language_that_the_database_does_not_know_is_a_wrong_setting(
+    database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["migrate", "--database-url", database_url, "--search-language", "klingon"]) == 2
+    told = "recalld: search_language: the database has no text search configuration 'klingon'"
+    assert capsys.readouterr().err.splitlines() == [told]
+
+
+def test_the_sql_for_a_schema_that_needs_a_newer_server_is_refused(
+    database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("update recalld.alembic_version set version_num = '9999'")
+        connection.execute("create or replace function recalld.oldest_server() returns text language sql return '9998'")
+    assert run(["migrate", "--database-url", database_url, "--sql"]) == 1
+    assert capsys.readouterr().err.endswith(": upgrade recalld\n")
+
+
+def test_the_sql_is_refused_to_a_role_without_rights(database_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        name = f"recalld_test_{uuid4().hex}"
+        connection.execute(f"create role {name} login password 'secret'".encode())
+        try:
+            parts = urlsplit(database_url)
+            url = parts._replace(netloc=f"{name}:secret@{parts.netloc.rpartition('@')[2]}").geturl()
+            assert run(["migrate", "--database-url", url, "--sql"]) == 1
+        finally:
+            connection.execute(f"drop role {name}".encode())
+    assert capsys.readouterr().err == "recalld: the database's role may not do that: take the schema's owner\n"
 
 
 def test_migrate_without_a_database_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,11 +107,13 @@ def serve(settings: Settings) -> None:
     from recalld import logs, serving
     from recalld.app import StartError
     from recalld.embedded import EmbeddedPostgresError
-    from recalld.storage import MigrationError
+    from recalld.storage import MigrationError, UnknownLanguage
 
     logs.set_up(settings.log_level, settings.log_format)
     try:
         serving.serve(settings, functools.partial(_announce, settings))
+    except UnknownLanguage as error:
+        raise SettingsError(str(error)) from error
     except (StartError, EmbeddedPostgresError, MigrationError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -141,6 +143,8 @@ def migrate(settings: Settings, distributed: bool, grant_to: str | None, only_sq
             )
     except StorageUnavailable as error:
         raise unavailable(error) from error
+    except storage.UnknownLanguage as error:
+        raise SettingsError(str(error)) from error
     except psycopg.errors.InsufficientPrivilege:
         raise click.ClickException("the database's role may not do that: take the schema's owner") from None
     except (storage.MigrationError, psycopg.Error) as error:

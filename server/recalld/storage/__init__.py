@@ -4,7 +4,7 @@ from recalld.storage.api_keys import ApiKeyError, ApiKeys, open_registry
 from recalld.storage.database import Database
 from recalld.storage.distribution import distributed
 from recalld.storage.leases import Lease
-from recalld.storage.migrate import MigrationError, check_schema, migrate, pending_sql
+from recalld.storage.migrate import MigrationError, UnknownLanguage, check_schema, migrate, pending_sql
 from recalld.storage.store import PostgresStore
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Lease",
     "MigrationError",
     "PostgresStore",
+    "UnknownLanguage",
     "check_schema",
     "distributed",
     "migrate",

@@ -38,6 +38,10 @@ class MigrationError(Exception):
     """The database cannot be brought to this server's schema; the text says why, in one line."""
 
 
+class UnknownLanguage(MigrationError):
+    """The database does not know the search language that it is to search in."""
+
+
 def newest_revision() -> str:
     """The revision that this version of the server needs."""
     return max(step.stem for step in (_DIRECTORY / "versions").glob("*.sql")).partition("_")[0]
@@ -124,6 +128,8 @@ def pending_sql(url: str, *, distribute: bool = False) -> str:
             _refuse_without_citus(connection, distribute)
             current = current_revision(connection)
             up_to_date = current is not None and current >= newest_revision()
+            if current is not None and up_to_date:
+                _refuse_if_too_new(connection, current)
             distribute = distribute or distribution.distributed(connection)
             if up_to_date and distribute:
                 distribute = not distribution.complete(connection)
@@ -281,7 +287,7 @@ def _settle_language(connection: psycopg.Connection[Any], language: str, change:
 def _set_language(connection: psycopg.Connection[Any], language: str) -> list[str]:
     """One process after another. From the first change on, a comment on the index says that it is not done."""
     if connection.execute(_SQL["find_language"], {"language": language}).fetchone() is None:
-        raise MigrationError(f"search_language: the database has no text search configuration {language!r}")
+        raise UnknownLanguage(f"search_language: the database has no text search configuration {language!r}")
     _await_turn(connection)
     search = _search(connection)
     if search.language == language and not search.broken_off:
