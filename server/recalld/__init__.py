@@ -1,3 +1,3 @@
 """recalld: conversation memory for AI applications, in Postgres, behind gRPC."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
