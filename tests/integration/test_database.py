@@ -139,6 +139,21 @@ def test_a_server_that_falls_silent_keeps_no_lock_for_long(database_url: str, mo
             fall_silent()
 
 
+def test_a_connection_that_is_lost_before_a_rollback_is_told_of_as_lost(database_url: str) -> None:
+    """psycopg lets its Rollback out of a transaction that it cannot roll back."""
+    with open_database(database_url) as database, psycopg.connect(database_url, autocommit=True) as other:
+
+        def lose() -> None:
+            with database.connection(CALL) as connection, connection.transaction():
+                other.execute("select pg_terminate_backend(%s, 10000)", [connection.info.backend_pid])
+                raise psycopg.Rollback
+
+        with pytest.raises(StorageUnavailable):
+            lose()
+        with database.connection(CALL) as connection:
+            assert connection.execute("select 1").fetchone() == (1,)
+
+
 def test_every_text_is_kept_whatever_encoding_the_environment_asks_for(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

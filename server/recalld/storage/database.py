@@ -256,6 +256,9 @@ class Database:
                 # After a failover: only a new connection looks for the new primary.
                 connection.close()
                 raise
+            except psycopg.Rollback as error:
+                # It leaves its transaction only when that could not be rolled back.
+                raise psycopg.OperationalError("the connection was lost before a rollback") from error
             finally:
                 running.end()
                 self._lent.pop(running, None)
