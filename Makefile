@@ -1,7 +1,9 @@
 # What one does with this repository. Everything runs in .venv, which is made on first use.
 
 PYTHON ?= python3
-WORKERS ?= 2
+# Many tests wait more than they compute, so a few more processes than CPUs. Each has a Postgres and whole files of tests.
+WORKERS ?= 3
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SECONDS ?= 600
 ARGS ?=
 POSTGRES ?= $(wildcard /usr/lib/postgresql/*/bin)
@@ -41,23 +43,23 @@ run: $(INSTALLED) ## Serve on 127.0.0.1:50051 with an embedded Postgres (ARGS="-
 	@exec $(BIN)/recalld serve $(ARGS)
 
 test: $(INSTALLED) $(LOCAL_GRPCURL) ## Run every test (WORKERS=0 in one process, ARGS="-k purge" passes options)
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-faults: $(INSTALLED) ## Run the slow tests of tests/faults: long outages, crashes by the dozen
-	$(BIN)/python -m pytest -n $(WORKERS) -m faults $(ARGS)
+	$(PYTEST) -m faults $(ARGS)
 
 test-postgres: $(INSTALLED) ## Run the tests that use Postgres on every installed one (POSTGRES=/usr/lib/postgresql/15/bin chooses)
 	@test -n "$(POSTGRES)" || { echo "no Postgres is installed: POSTGRES=/path/to/bin tells where" >&2; exit 1; }
 	@for programs in $(POSTGRES); do \
-	TEST_POSTGRES=$$programs $(BIN)/python -m pytest -n $(WORKERS) tests/contract tests/integration tests/migrations $(ARGS) \
+	TEST_POSTGRES=$$programs $(PYTEST) tests/contract tests/integration tests/migrations $(ARGS) \
 	|| exit 1; done
 
 test-citus: $(INSTALLED) ## Run the storage tests on a Citus of their own, if a Postgres with that extension is installed
-	TEST_CITUS=1 $(BIN)/python -m pytest -n $(WORKERS) tests/contract tests/distributed $(ARGS)
+	TEST_CITUS=1 $(PYTEST) tests/contract tests/distributed $(ARGS)
 
 fuzz: $(INSTALLED) ## Throw hostile input at the server for SECONDS=600, other input each time
 	@end=$$(($$(date +%s) + $(SECONDS))); while [ $$(date +%s) -lt $$end ]; do \
-	FUZZ_FACTOR=20 $(BIN)/python -m pytest -n $(WORKERS) tests/fuzz $(ARGS) || exit 1; done
+	FUZZ_FACTOR=20 $(PYTEST) tests/fuzz $(ARGS) || exit 1; done
 
 soak: SECONDS = 1200
 soak: $(INSTALLED) ## Run two servers under mixed load for SECONDS=1200, one killed now and then, and look for leaks
