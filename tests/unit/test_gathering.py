@@ -4,100 +4,32 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from contextlib import suppress
-from contextvars import ContextVar
 from time import sleep
 from typing import Any
 
 import pytest
 
-from recalld.domain import Call
-from recalld.errors import Cancelled, Contention, DeadlineExceeded
+from recalld.errors import Contention
 from recalld.gathering import (
     _MOMENT,
     _MOST_MOMENTS,
     _PATIENCE,
     Gathering,
-    ParkingCondition,
     Wish,
     aside,
     gather,
     gathers,
 )
 from recalld.spare_threads import SpareThreads
-from recalld.together import as_one
+from tests.unit.gathered import DEADLINE, Asked, Work, wishing
 from tests.waiting import wait_until
-
-DEADLINE = 10.0
-
-
-class Asked:
-    """A call that a test ends."""
-
-    namespace = "default"
-
-    def __init__(self) -> None:
-        self.over = False
-        self.left: float | None = None
-        self.callbacks: list[Callable[[], None]] = []
-
-    def remaining(self) -> float | None:
-        return self.left
-
-    def when_over(self, callback: Callable[[], None]) -> bool:
-        if not self.over:
-            self.callbacks = [callback]
-        return not self.over
-
-    def end(self) -> None:
-        self.over = True
-        for callback in self.callbacks:
-            callback()
-
-
-class Work:
-    """Work that waits each time until it may go on, and remembers what it was for."""
-
-    def __init__(self) -> None:
-        self.groups: list[list[Wish]] = []
-        self.go_on = threading.Semaphore(0)
-        self.error: Exception | None = None
-
-    def __call__(self, wishes: Sequence[Wish]) -> None:
-        self.groups.append(list(wishes))
-        assert self.go_on.acquire(timeout=DEADLINE)
-        if self.error:
-            raise self.error
-
-    def begun(self, groups: int) -> None:
-        wait_until(lambda: len(self.groups) == groups, f"not {groups} pieces of work")
 
 
 @pytest.fixture
 def work() -> Work:
     return Work()
-
-
-@pytest.fixture
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gathering]:
-    """It stays alone: what takes long here is what the tests have it wait for."""
-    monkeypatch.setattr("recalld.gathering._PATIENCE", 60.0)
-    threads = Gathering(1, most=3, aside=SpareThreads("test").run)
-    yield threads
-    threads.shutdown()
-
-
-def wishing(threads: Gathering, work: Callable[[Sequence[Wish]], None], call: Call | None = None) -> Future[Wish]:
-    """A call that wants the work done, and then returns its wish."""
-
-    def wants() -> Wish:
-        wish = Wish(call or Asked())
-        gather(work, wish)
-        return wish
-
-    return threads.submit(wants)
 
 
 def test_a_call_alone_waits_for_no_company(work: Work, one_thread: Gathering) -> None:
@@ -297,104 +229,6 @@ def test_what_is_pending_goes_on_when_it_is_resumed_and_holds_up_nobody(one_thre
     assert isinstance(pending.exception(DEADLINE), Contention)
 
 
-def test_what_is_done_aside_holds_up_nobody_and_comes_back_or_raises(one_thread: Gathering) -> None:
-    go_on = threading.Event()
-    variable: ContextVar[str] = ContextVar("variable")
-
-    def slow(fails: bool) -> str:
-        assert go_on.wait(DEADLINE)
-        if fails:
-            raise Contention
-        return variable.get()
-
-    def call(fails: bool) -> str:
-        variable.set(f"fails: {fails}")
-        return aside(slow, fails)
-
-    calls = [one_thread.submit(call, fails) for fails in (False, True)]
-    assert one_thread.submit(lambda: 7).result(DEADLINE) == 7
-    assert not any(call.done() for call in calls)
-    go_on.set()
-    assert calls[0].result(DEADLINE) == "fails: False"
-    assert isinstance(calls[1].exception(DEADLINE), Contention)
-
-
-@pytest.mark.parametrize("notify", [ParkingCondition.notify, ParkingCondition.notify_all])
-def test_who_waits_for_a_condition_holds_up_nobody(
-    notify: Callable[[ParkingCondition], None], one_thread: Gathering
-) -> None:
-    condition = ParkingCondition()
-    there: list[int] = []
-
-    def wait() -> int:
-        with condition:
-            while not there:
-                condition.wait()
-            return there[0]
-
-    calls = [one_thread.submit(wait), one_thread.submit(wait)]
-    assert one_thread.submit(lambda: 7).result(DEADLINE) == 7
-    with condition:  # nobody has it
-        notify(condition)  # in vain: they look, and wait again
-    assert one_thread.submit(lambda: 8).result(DEADLINE) == 8
-    assert not any(call.done() for call in calls)
-    with condition:
-        there.append(9)
-        condition.notify_all()
-    assert [call.result(DEADLINE) for call in calls] == [9, 9]
-
-
-def test_elsewhere_it_is_a_condition_like_any() -> None:
-    condition = ParkingCondition()
-    with condition:
-        assert not condition.wait(0.001)
-    waits = threading.Event()
-
-    def wait() -> None:
-        with condition:
-            waits.set()
-            condition.wait()
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    assert waits.wait(DEADLINE)
-    with condition:  # that it can be had says that the other waits
-        condition.notify()
-    thread.join(DEADLINE)
-    assert not thread.is_alive()
-
-
-def test_there_are_no_more_threads_for_errands_than_errands_at_a_time() -> None:
-    spare = SpareThreads("spare")
-    over, go_on = threading.Event(), threading.Event()
-
-    def threads() -> int:
-        return sum(thread.name.startswith("spare_") for thread in threading.enumerate())
-
-    def one_of(left: int) -> Callable[[], Callable[[], None]]:
-        """The next is begun by who hears of the end of this one."""
-        return lambda: (lambda: spare.run(one_of(left - 1))) if left else over.set
-
-    def slow() -> Callable[[], None]:
-        assert go_on.wait(DEADLINE)
-        return over.set
-
-    spare.run(one_of(100))
-    assert over.wait(DEADLINE)
-    assert threads() == 1
-    spare.run(slow)
-    spare.run(slow)
-    assert threads() == 2
-    go_on.set()
-    spare.close()
-    wait_until(lambda: threads() == 0, "a thread stays")
-
-
-def test_on_any_other_thread_nobody_gathers_and_what_is_done_aside_is_done_at_once() -> None:
-    assert not gathers()
-    assert aside(threading.current_thread) is threading.current_thread()
-
-
 def test_on_such_a_thread_calls_gather(one_thread: Gathering) -> None:
     assert one_thread.submit(gathers).result(DEADLINE)
 
@@ -514,51 +348,6 @@ def test_a_thread_too_many_that_hears_late_of_a_call_it_has_taken_on_ends_once(
     threads.shutdown()
     wait_until(lambda: not any(thread.name == "test-late" for thread in threading.enumerate()), "a thread stays")
     assert not failures
-
-
-# --- several calls as one
-
-
-def test_several_calls_have_as_long_as_the_most_patient_of_them() -> None:
-    calls = [Asked(), Asked()]
-    _, together = as_one([Wish(call) for call in calls])
-    calls[0].left, calls[1].left = 1.0, 2.0
-    assert together.remaining() == 2.0
-    calls[1].left = None
-    assert together.remaining() is None
-
-
-def test_several_calls_are_over_when_all_are() -> None:
-    calls = [Asked(), Asked()]
-    _, together = as_one([Wish(call) for call in calls])
-    told: list[bool] = []
-    assert together.when_over(lambda: told.append(True))
-    calls[0].end()
-    assert told == []
-    calls[1].end()
-    assert told == [True]
-    assert not together.when_over(lambda: None)
-
-
-@pytest.mark.parametrize(("left", "expected"), [(0.0, DeadlineExceeded), (None, Cancelled), (5.0, Cancelled)])
-def test_a_call_that_was_over_before_is_left_out_and_told(left: float | None, expected: type[Exception]) -> None:
-    calls = [Asked(), Asked(), Asked()]
-    calls[1].left = left
-    calls[1].end()
-    wishes = [Wish(call) for call in calls]
-    lasting, together = as_one(wishes)
-    assert lasting == [wishes[0], wishes[2]]
-    assert isinstance(wishes[1].error, expected)
-    told: list[bool] = []
-    together.when_over(lambda: told.append(True))
-    calls[0].end()
-    calls[2].end()
-    assert told == [True]
-
-
-def test_one_call_stays_itself() -> None:
-    wish = Wish(Asked())
-    assert as_one([wish]) == ([wish], wish.call)
 
 
 # --- all at once
