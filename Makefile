@@ -1,7 +1,7 @@
 # What one does with this repository. Everything runs in .venv, which is made on first use.
 
 PYTHON ?= python3
-# Many tests wait more than they compute, so a few more processes than CPUs. Each has a Postgres and whole files of tests.
+# Many tests wait more than they compute: three processes suit two CPUs. Each has a Postgres, and takes whole files of tests.
 WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 SECONDS ?= 600
