@@ -83,6 +83,10 @@ class AdminServiceServicer:
         sends its progress after each. It never removes anything live, not even
         when it races with a write that undeletes a session.
 
+        A session that cannot be purged, as when somebody keeps it locked for long,
+        is passed over, and the call ends with its error after all others; when ten
+        in a row cannot be, it ends there.
+
         Ending the call stops the purge; what was removed so far stays removed.
         Safe to retry, and to run more than once at a time.
         """

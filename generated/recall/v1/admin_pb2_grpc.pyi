@@ -56,6 +56,10 @@ class AdminServiceStub:
     sends its progress after each. It never removes anything live, not even
     when it races with a write that undeletes a session.
 
+    A session that cannot be purged, as when somebody keeps it locked for long,
+    is passed over, and the call ends with its error after all others; when ten
+    in a row cannot be, it ends there.
+
     Ending the call stops the purge; what was removed so far stays removed.
     Safe to retry, and to run more than once at a time.
     """
@@ -87,6 +91,10 @@ class AdminServiceAsyncStub(AdminServiceStub):
     deleted users that have no session left. It works in small transactions and
     sends its progress after each. It never removes anything live, not even
     when it races with a write that undeletes a session.
+
+    A session that cannot be purged, as when somebody keeps it locked for long,
+    is passed over, and the call ends with its error after all others; when ten
+    in a row cannot be, it ends there.
 
     Ending the call stops the purge; what was removed so far stays removed.
     Safe to retry, and to run more than once at a time.
@@ -122,6 +130,10 @@ class AdminServiceServicer(metaclass=_abc_1.ABCMeta):
         deleted users that have no session left. It works in small transactions and
         sends its progress after each. It never removes anything live, not even
         when it races with a write that undeletes a session.
+
+        A session that cannot be purged, as when somebody keeps it locked for long,
+        is passed over, and the call ends with its error after all others; when ten
+        in a row cannot be, it ends there.
 
         Ending the call stops the purge; what was removed so far stays removed.
         Safe to retry, and to run more than once at a time.

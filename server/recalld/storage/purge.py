@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final, LiteralString, NamedTuple
 from uuid import UUID
 
+import psycopg
+
 from recalld.domain import NOBODYS, Call, PurgeProgress, PurgeQuery
+from recalld.errors import Contention, DeadlineExceeded
 from recalld.storage.keys import session_key, user_key
 from recalld.storage.rows import Row, SubjectStore, Values
 from recalld.storage.sql import compose, statements
+
+log = logging.getLogger(__name__)
 
 _SQL = statements("purge")
 _PICK = {
@@ -22,6 +28,12 @@ _COUNT_USERS = {scope: compose(_SQL["count_users"], scope=_SQL[scope]) for scope
 
 # Later than any deletion.
 _FOREVER: Final = datetime.max.replace(tzinfo=UTC)
+
+# What can be the fault of one session: somebody keeps it locked, it takes too long, its page is damaged.
+_ITS_OWN: Final = (Contention, DeadlineExceeded, psycopg.Error)
+
+# Sessions in a row that cannot be purged, after which it is no fault of theirs.
+_MOST_IN_A_ROW: Final = 10
 
 
 class _Tombstone(NamedTuple):
@@ -42,17 +54,36 @@ class PurgeStore(SubjectStore):
     """The part of recalld.domain.Store about purging."""
 
     def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]:
+        """A session that cannot be purged keeps no other from it: it is passed over, and its error raised at the end.
+
+        That is a step too: who purges is asked whether to go on.
+        """
         sessions = messages = users = 0
+        failed: dict[UUID, Exception] = {}
+        in_a_row = 0
         for tombstone in self._tombstones(call, query):
-            for more_sessions, more_messages in self._steps(call, query, tombstone):
-                sessions += more_sessions
-                messages += more_messages
+            if tombstone.session_key in failed:  # what comes first of a session must not be taken along by what follows
+                continue
+            try:
+                for more_sessions, more_messages in self._steps(call, query, tombstone):
+                    sessions += more_sessions
+                    messages += more_messages
+                    yield PurgeProgress(sessions, messages, users)
+                in_a_row = 0
+            except _ITS_OWN as error:
+                in_a_row += 1
+                if in_a_row == _MOST_IN_A_ROW or call.remaining() == 0:
+                    raise
+                failed[tombstone.session_key] = error
+                log.warning("the purge passes over session_key %s: %s", tombstone.session_key, _why(error))
                 yield PurgeProgress(sessions, messages, users)
         if not query.session_id:
             for more_users in self._user_steps(call, query):
                 users += more_users
                 yield PurgeProgress(sessions, messages, users)
         yield PurgeProgress(sessions, messages, users)
+        if failed:
+            raise next(iter(failed.values()))
 
     def due_namespaces(self, cutoff: datetime) -> list[str]:
         """The namespaces in which something was deleted at or before the cutoff and is not purged yet."""
@@ -159,3 +190,8 @@ class PurgeStore(SubjectStore):
     def _find_row(self, call: Call, statement: LiteralString, values: Values) -> Row | None:
         with self._database.connection(call) as connection:
             return connection.execute(statement, values).fetchone()
+
+
+def _why(error: Exception) -> str:
+    """In a word: what Postgres has to say can quote what somebody wrote."""
+    return getattr(error, "reason", type(error).__name__)
