@@ -25,6 +25,9 @@ _ANSWER_LIFETIME: Final = 2.0
 # Seconds between attempts to reach the database at start; the last one repeats.
 _BACKOFF: Final = (0.5, 1.0, 2.0)
 
+# Seconds after which the log says again why there is none, if that has not changed.
+_REMINDER: Final = 60.0
+
 
 class Health:
     """Tells health checks what a watch on the database sees.
@@ -85,12 +88,16 @@ class Health:
             self._stopped.wait(_PING_INTERVAL)
 
     def _prepared(self) -> bool:
+        said, said_at = "", float("-inf")
         for delay in chain(_BACKOFF, repeat(_BACKOFF[-1])):
             try:
                 self._prepare()
                 return True
             except RecallError as error:
-                log.warning("no database yet, next attempt in %g s: %s", delay, error.__cause__ or error)
+                why, now = str(error.__cause__ or error), time.monotonic()
+                if why != said or now - said_at >= _REMINDER:
+                    log.warning("no database yet, trying on (`recalld doctor` tells more): %s", why)
+                    said, said_at = why, now
             except Exception as error:
                 self._fail(error)
                 return False

@@ -150,3 +150,28 @@ def test_a_database_that_is_away_or_busy_at_first_is_waited_for(
     finally:
         watched.stop()
     assert failures == []
+
+
+@pytest.mark.parametrize(
+    ("reminder", "lines"), [(60.0, ["away", "full", "away"]), (0.0, ["away"] * 3 + ["full", "away"])]
+)
+def test_why_there_is_no_database_is_told_when_it_changes_and_now_and_then(
+    reminder: float, lines: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be away for long, and tried every two seconds."""
+    monkeypatch.setattr("recalld.health._BACKOFF", (0.01,))
+    monkeypatch.setattr("recalld.health._REMINDER", reminder)
+    reasons = iter(["away"] * 3 + ["full", "away"])
+
+    def prepare() -> None:
+        if reason := next(reasons, None):
+            raise StorageUnavailable from ConnectionError(reason)
+
+    watched = Health(["service"], prepare=prepare, ping=lambda: None, fail=lambda _error: None)
+    watched.start()
+    try:
+        wait_until(lambda: watched.serving, "it does not serve")
+    finally:
+        watched.stop()
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [f"no database yet, trying on (`recalld doctor` tells more): {reason}" for reason in lines]
