@@ -195,6 +195,14 @@ RULES = [
             session_id="s", message_id=UUID, role=v, update_mask=FieldMask(paths=["*"])
         ),
     ),
+    Rule(
+        "role",
+        lambda v: memory_pb2.UpdateMessageRequest(
+            session_id="s", message_id=UUID, role=v, update_mask=FieldMask(paths=["content"])
+        ),
+        ["", "x" * 64],
+        ["x" * 65, *CONTROL],
+    ),
     non_negative(
         "token_count",
         lambda v: memory_pb2.UpdateMessageRequest(session_id="s", message_id=UUID, token_count=v),

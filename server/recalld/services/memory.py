@@ -103,9 +103,11 @@ class MemoryServicer(memory_pb2_grpc.MemoryServiceServicer):
         session_id, message_id = _address(request)
         mask = UpdateMask(request.update_mask, ("content", "role", "token_count", "metadata"))
         role = mask.pick("role", request.role)
+        if request.role or role is not None:  # named or not, as for every other field
+            validate.role(request.role, "role")
         change = MessageChange(
             content=mask.pick("content", validate.content(request.content, "content")),
-            role=None if role is None else validate.role(role, "role"),
+            role=role,
             token_count=mask.pick("token_count", validate.non_negative(request.token_count, "token_count")),
             metadata=mask.pick_metadata(structs.to_document(request.metadata, "metadata")),
         )
