@@ -36,8 +36,9 @@ from recall.v1.session_pb2 import (
     UpdateSessionRequest,
 )
 from recall.v1.user_pb2 import CreateUserRequest, DeleteUserRequest
-from recalld.domain import LocalCall, NewMemory
-from recalld.storage import PostgresStore, memory
+from recalld.domain import LocalCall, NewMemory, Profile
+from recalld.errors import NotDeleted
+from recalld.storage import PostgresStore, memory, users
 from recalld.storage.appends import append
 from recalld.storage.sessions import find
 from tests.contract.asking import said
@@ -341,6 +342,22 @@ def test_deleting_a_user_races_with_writing_to_its_sessions_without_leaving_an_o
         assert set(outcomes[1:]) <= {"OK", "FAILED_PRECONDITION"}
         request = ListSessionsRequest(filter=SessionFilter(user_id=f"u{n}"))
         assert list(client.sessions.ListSessions(request, timeout=10).sessions) == []
+
+
+def test_a_user_that_is_deleted_while_it_is_undeleted_was_live_and_not_unknown(
+    postgres_store: PostgresStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = LocalCall("default")
+    postgres_store.create_user(call, "u", Profile())
+    find_user = users._find
+
+    def once_deleted(*arguments: Any) -> Any:
+        postgres_store.delete_user(call, "u")
+        return find_user(*arguments)
+
+    monkeypatch.setattr(users, "_find", once_deleted)
+    with pytest.raises(NotDeleted):
+        postgres_store.undelete_user(call, "u")
 
 
 def test_a_delete_without_an_etag_never_complains_of_one(client: Client) -> None:

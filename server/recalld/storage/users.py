@@ -86,7 +86,8 @@ class UserStore(SubjectStore):
         with self._database.connection(call) as connection:
             row = connection.execute(_UNDELETE, values).fetchone()
             if row is None:
-                _get(connection, call, user_id)
+                # Be it deleted by now: what is there was live when it was to be undeleted.
+                _get(connection, call, user_id, show_deleted=True)
                 raise errors.NotDeleted("user", user_id)
             return user_of(row)
 
