@@ -6,11 +6,14 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import grpc
+import psycopg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.struct_pb2 import Struct
@@ -36,11 +39,12 @@ from recall.v1.session_pb2 import (
     UpdateSessionRequest,
 )
 from recall.v1.user_pb2 import CreateUserRequest, DeleteUserRequest
-from recalld.domain import LocalCall, NewMemory, Profile
+from recalld.domain import LocalCall, NewMemory, Profile, PurgeQuery
 from recalld.errors import NotDeleted
 from recalld.storage import PostgresStore, memory, users
 from recalld.storage.appends import append
 from recalld.storage.sessions import find
+from tests.contract.asking import purge as purge_store
 from tests.contract.asking import said
 from tests.integration.callers import lock_waits
 from tests.integration.conftest import Client
@@ -342,6 +346,34 @@ def test_deleting_a_user_races_with_writing_to_its_sessions_without_leaving_an_o
         assert set(outcomes[1:]) <= {"OK", "FAILED_PRECONDITION"}
         request = ListSessionsRequest(filter=SessionFilter(user_id=f"u{n}"))
         assert list(client.sessions.ListSessions(request, timeout=10).sessions) == []
+
+
+def test_a_dry_run_counts_once_what_was_cleared_while_its_user_was_deleted(
+    database_url: str, postgres_store: PostgresStore
+) -> None:
+    """The deletion waits for a clear that is under way, whose watermark it has not seen."""
+    call = LocalCall("default")
+    postgres_store.create_user(call, "u", Profile())
+    for session_id in ("cleared", "written to"):
+        postgres_store.create_session(call, session_id, "u", {})
+        postgres_store.add_memory(call, NewMemory(session_id, [said("x") for _ in range(3)]))
+    clear = """
+        with s as (
+            update recalld.session set message_count = 0, cleared_seq = 3 where session_id = 'cleared' returning *
+        )
+        insert into recalld.tombstone (session_key, last_seq, delete_time, first_seq, namespace, whole)
+        select session_key, 3, now(), 1, namespace, false from s
+        """
+    with ThreadPoolExecutor() as threads, lock_waits(database_url) as waiting:
+        with psycopg.connect(database_url) as clearing:
+            clearing.execute(clear)
+            deletion = threads.submit(postgres_store.delete_user, call, "u")
+            wait_until(lambda: waiting() == 1, "the deletion does not wait")
+        deletion.result(DEADLINE)
+
+    query = PurgeQuery(datetime.max.replace(tzinfo=UTC), dry_run=True)
+    assert purge_store(postgres_store, call, query).messages == 6
+    assert purge_store(postgres_store, call, replace(query, dry_run=False)) == (2, 6, 1)
 
 
 def test_a_user_that_is_deleted_while_it_is_undeleted_was_live_and_not_unknown(

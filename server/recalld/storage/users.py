@@ -78,7 +78,8 @@ class UserStore(SubjectStore):
             row = connection.execute(_DELETE, values).fetchone()
             if row is None:
                 raise _missing_or_changed(connection, call, user_id, etag)
-            connection.execute(_SESSION_SQL["delete_of_user"], values)
+            while connection.execute(_SESSION_SQL["live_of_user"], values).fetchone():
+                connection.execute(_SESSION_SQL["delete_of_user"], values)
             return user_of(row)
 
     def undelete_user(self, call: Call, user_id: str) -> User:

@@ -123,8 +123,19 @@ select
    and u.delete_time is null
    for share
 
+-- name: live_of_user
+-- Not `exists`, for which Citus would fetch them all.
+select true
+  from recalld.session as s
+ where s.namespace = %(namespace)s
+   and s.user_id = %(user_id)s
+   and not s.deleted
+ limit 1
+
 -- name: delete_of_user
--- A concurrent clear can make first_seq too low here, never too high: ranges may overlap, purging does not mind.
+-- To be repeated while there are any: a session whose watermark moves meanwhile is passed over, since only its watermark of
+-- before would be known. A range that begins there would cover messages that another one covers, and a dry run would count
+-- them twice.
 with s as (
     update recalld.session as s
        set delete_time = %(time)s,
@@ -138,6 +149,7 @@ with s as (
        and s.user_id = %(user_id)s
        and not s.deleted
        and old.session_key = s.session_key
+       and old.cleared_seq = s.cleared_seq
     returning s.session_key, s.last_seq, s.namespace, old.cleared_seq as old_cleared_seq
 )
 insert into recalld.tombstone as t (session_key, last_seq, delete_time, first_seq, namespace, whole)
