@@ -20,6 +20,7 @@ LANDED = {
     "0011_namespace_hash.sql": "4883b5178269d0959541ada7bf145947afa4282523f1508ba0603fa439f843e4",
     "0012_search_index.sql": "1364c03ad46250275279b8facab1a61548bbc1246268f32d9634e029d95480a0",
     "0013_search_namespace.sql": "dd39eaab7b8f3ba1c4161e648ba6510630dfd7bae7914e1e5377ff9ccb7a57d1",
+    "0014_merge_patch.sql": "f2fd74fa572f0de60d502e01bf67576b93cee1cde5ec8f48760b1327490ce535",
 }
 
 

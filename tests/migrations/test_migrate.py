@@ -37,6 +37,7 @@ STEPS = [
     "0011_namespace_hash",
     "0012_search_index",
     "0013_search_namespace",
+    "0014_merge_patch",
 ]
 
 
