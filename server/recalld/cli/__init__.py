@@ -127,8 +127,6 @@ def serve(settings: Settings) -> None:
 @click.option("--sql", "only_sql", is_flag=True, help="Print the SQL of what is pending, and change nothing.")
 def migrate(settings: Settings, distributed: bool, grant_to: str | None, only_sql: bool) -> None:
     """Bring the database to the schema, and the search language, of this version."""
-    import psycopg
-
     from recalld import logs, storage
     from recalld.errors import StorageUnavailable
 
@@ -145,9 +143,7 @@ def migrate(settings: Settings, distributed: bool, grant_to: str | None, only_sq
         raise unavailable(error) from error
     except storage.UnknownLanguage as error:
         raise SettingsError(str(error)) from error
-    except psycopg.errors.InsufficientPrivilege:
-        raise click.ClickException("the database's role may not do that: take the schema's owner") from None
-    except (storage.MigrationError, psycopg.Error) as error:
+    except storage.MigrationError as error:
         raise click.ClickException(one_line(error)) from error
     for step in steps:
         click.echo(f"migrated: {step}")

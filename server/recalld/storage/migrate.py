@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,26 +82,17 @@ def migrate(
 
     Raises StorageUnavailable when the database does not answer, MigrationError when it cannot be migrated.
     """
-    try:
-        with connect(url, autocommit=True) as connection:
-            _refuse_without_citus(connection, distribute)
-            applied = _bring_up_to_date(connection, url)
-            _warn_of_lost_writes(connection)
-            applied += _settle_language(connection, language, change_language)
-            if distribute or distribution.distributed(connection):
-                applied += _distribute(connection)
-            if grant_to is not None:
-                _grant(connection, grant_to)
-                applied.append(f"grants to {grant_to}")
-            return applied
-    except psycopg.OperationalError as error:
-        raise StorageUnavailable from error
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise MigrationError(
-            f"the database's role may not do that: run `recalld migrate` as the schema's owner ({_one_line(error)})"
-        ) from error
-    except psycopg.Error as error:
-        raise MigrationError(_one_line(error)) from error
+    with _errors_translated(), connect(url, autocommit=True) as connection:
+        _refuse_without_citus(connection, distribute)
+        applied = _bring_up_to_date(connection, url)
+        _warn_of_lost_writes(connection)
+        applied += _settle_language(connection, language, change_language)
+        if distribute or distribution.distributed(connection):
+            applied += _distribute(connection)
+        if grant_to is not None:
+            _grant(connection, grant_to)
+            applied.append(f"grants to {grant_to}")
+        return applied
 
 
 def check_schema(url: str) -> None:
@@ -122,19 +114,16 @@ def check_schema(url: str) -> None:
 
 
 def pending_sql(url: str, *, distribute: bool = False) -> str:
-    """The SQL that `migrate` would run, empty when there is nothing to do. Raises as `migrate`."""
-    try:
-        with connect(url, autocommit=True) as connection:
-            _refuse_without_citus(connection, distribute)
-            current = current_revision(connection)
-            up_to_date = current is not None and current >= newest_revision()
-            if current is not None and up_to_date:
-                _refuse_if_too_new(connection, current)
-            distribute = distribute or distribution.distributed(connection)
-            if up_to_date and distribute:
-                distribute = not distribution.complete(connection)
-    except psycopg.OperationalError as error:
-        raise StorageUnavailable from error
+    """The SQL that `migrate` would run, empty when there is nothing to do. Raises the same errors as `migrate`."""
+    with _errors_translated(), connect(url, autocommit=True) as connection:
+        _refuse_without_citus(connection, distribute)
+        current = current_revision(connection)
+        up_to_date = current is not None and current >= newest_revision()
+        if current is not None and up_to_date:
+            _refuse_if_too_new(connection, current)
+        distribute = distribute or distribution.distributed(connection)
+        if up_to_date and distribute:
+            distribute = not distribution.complete(connection)
     steps = "" if up_to_date else _steps_sql(current)
     if not distribute:
         return steps
@@ -316,6 +305,21 @@ def _grant(connection: psycopg.Connection[Any], role: str) -> None:
     """One process after another: of two that grant the same at once, Postgres refuses one."""
     _await_turn(connection)
     connection.execute(sql.SQL(_SQL["grant"]).format(role=sql.Identifier(role)))
+
+
+@contextmanager
+def _errors_translated() -> Iterator[None]:
+    """Raises StorageUnavailable or MigrationError in place of psycopg's errors."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        raise StorageUnavailable from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(
+            f"the database's role may not do that: run `recalld migrate` as the schema's owner ({_one_line(error)})"
+        ) from error
+    except psycopg.Error as error:
+        raise MigrationError(_one_line(error)) from error
 
 
 def _one_line(error: Exception) -> str:
