@@ -42,8 +42,8 @@ class Purgeable(Protocol):
     def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]: ...
 
 
-class Turn(Protocol):
-    """`recalld.storage.Lease`."""
+class Lease(Protocol):
+    """The part of `recalld.storage.Lease` that purging needs."""
 
     def take(self) -> bool: ...
 
@@ -60,7 +60,7 @@ class Purger:
 
     Args:
         store: what is purged.
-        turn: makes it the only server that purges.
+        lease: held while it purges, so that no other server does.
         busy: whether calls wait for the database.
         retention: how long ago something must have been deleted.
         interval: from the end of one run to the start of the next.
@@ -70,14 +70,14 @@ class Purger:
     def __init__(
         self,
         store: Purgeable,
-        turn: Turn,
+        lease: Lease,
         busy: Callable[[], bool],
         retention: timedelta,
         interval: timedelta,
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._turn = turn
+        self._lease = lease
         self._busy = busy
         self._retention = retention
         self._interval = interval
@@ -100,7 +100,7 @@ class Purger:
         while not self._stopped.wait(pause):
             try:
                 self._renewed = time.monotonic()
-                if self._turn.take():
+                if self._lease.take():
                     self._purge_all()
             except ShuttingDown:
                 return
@@ -114,19 +114,19 @@ class Purger:
         try:
             complete = self._purge_due(datetime.now(UTC) - self._retention)
         except _LeaseLost:
-            log.warning("this server was too slow, and lost its turn to purge")
+            log.warning("the purge ends: this server was too slow and lost its lease, which another may take")
             return
         if self._stopped.is_set():
-            self._turn.give_back(timedelta(0))
+            self._lease.give_back(timedelta(0))
             return
-        self._turn.give_back(self._interval)
+        self._lease.give_back(self._interval)
         if complete:
             self._metrics.purge_success.set_to_current_time()
 
     def _purge_due(self, cutoff: datetime) -> bool:
         """Purges one namespace after the other; one that fails comes after the others. False when some are given up.
 
-        Each run has another order: a namespace whose purge fails so late that the turn is lost ends the run, and must
+        Each run has another order: a namespace whose purge fails so late that the lease is lost ends the run, and must
         not keep the same others waiting every time.
         """
         started = time.monotonic()
@@ -137,7 +137,7 @@ class Purger:
         try:
             while (due is None or due) and not self._stopped.is_set():
                 try:
-                    self._keep_turn()
+                    self._keep_lease()
                     if due is None:
                         due = self._store.due_namespaces(cutoff)
                         random.shuffle(due)
@@ -176,16 +176,16 @@ class Purger:
                 self._metrics.purged.labels(kind).inc(number)
             yield more
             self._rest(time.monotonic() - step_began)
-            self._keep_turn()
+            self._keep_lease()
             if self._stopped.is_set():
                 return
             step_began = time.monotonic()
 
-    def _keep_turn(self) -> None:
+    def _keep_lease(self) -> None:
         """Renews the lease when that is due. Raises _LeaseLost."""
         now = time.monotonic()
         if now - self._renewed > LEASE_TTL.total_seconds() / 3:
-            if not self._turn.renew():
+            if not self._lease.renew():
                 raise _LeaseLost
             self._renewed = now
 
