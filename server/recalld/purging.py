@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 from recalld.domain import Call, LocalCall, PurgeProgress, PurgeQuery
-from recalld.errors import RecallError, ShuttingDown
+from recalld.errors import RecallError, ShuttingDown, reason_of
 from recalld.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -200,16 +200,12 @@ def _warn(failed: dict[str, Exception], last: Exception) -> None:
     """Says what is given up, and why; the first error that nobody foresaw with its traceback."""
     unforeseen = next((error for error in [*failed.values(), last] if not isinstance(error, RecallError)), None)
     if failed:
-        named = [f"{namespace!r} ({_reason(error)})" for namespace, error in failed.items()]
+        named = [f"{namespace!r} ({reason_of(error)})" for namespace, error in failed.items()]
         more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
         text = f"in {', '.join(named[:_MOST_NAMED])}{more}"
     else:
-        text = f"everywhere ({_reason(last)})"
+        text = f"everywhere ({reason_of(last)})"
     log.warning("the purge is given up until its next run %s", text, exc_info=unforeseen)
-
-
-def _reason(error: Exception) -> str:
-    return error.reason if isinstance(error, RecallError) else type(error).__name__
 
 
 class _LeaseLost(Exception):

@@ -11,7 +11,7 @@ from uuid import UUID
 import psycopg
 
 from recalld.domain import NOBODYS, Call, PurgeProgress, PurgeQuery
-from recalld.errors import Contention, DeadlineExceeded
+from recalld.errors import Contention, DeadlineExceeded, reason_of
 from recalld.storage.keys import session_key, user_key
 from recalld.storage.rows import Row, SubjectStore, Values
 from recalld.storage.sql import compose, statements
@@ -75,7 +75,7 @@ class PurgeStore(SubjectStore):
                 if in_a_row == _MOST_IN_A_ROW or call.remaining() == 0:
                     raise
                 failed[tombstone.session_key] = error
-                log.warning("the purge passes over session_key %s: %s", tombstone.session_key, _why(error))
+                log.warning("the purge passes over session_key %s: %s", tombstone.session_key, reason_of(error))
                 yield PurgeProgress(sessions, messages, users)
         if not query.session_id:
             for more_users in self._user_steps(call, query):
@@ -190,8 +190,3 @@ class PurgeStore(SubjectStore):
     def _find_row(self, call: Call, statement: LiteralString, values: Values) -> Row | None:
         with self._database.connection(call) as connection:
             return connection.execute(statement, values).fetchone()
-
-
-def _why(error: Exception) -> str:
-    """In a word: what Postgres has to say can quote what somebody wrote."""
-    return getattr(error, "reason", type(error).__name__)
