@@ -46,7 +46,7 @@ _API: Final = [
     for file in (session_pb2, memory_pb2, user_pb2, admin_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 ]
-_BESIDE: Final = [
+_STANDARD_SERVICES: Final = [
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
     reflection.SERVICE_NAME,
@@ -237,7 +237,7 @@ class Server:
         add_services(server, store, settings.retention)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
         if settings.serves_reflection:
-            reflection.enable_reflection([*_API, *_BESIDE], server)
+            reflection.enable_reflection([*_API, *_STANDARD_SERVICES], server)
             channelz.add_channelz_servicer(server)
 
         # Undone in the reverse order.

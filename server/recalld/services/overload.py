@@ -19,12 +19,10 @@ from recalld.errors import Overloaded
 from recalld.gathering import Gathering, ParkingCondition, gathers
 from recalld.metrics import Metrics
 from recalld.services.status import abort
-from recalld.services.wrapping import Behaviour, Handler, is_beside
+from recalld.services.wrapping import Behaviour, Handler, is_health, is_health_or_reflection
 from recalld.spare_threads import SpareThreads
 
 R = TypeVar("R")
-
-_HEALTH: Final = "/grpc.health.v1.Health/"
 
 # Threads for quick calls of each kind, should they have to wait for requests.
 _QUICK_THREADS: Final = 2
@@ -191,7 +189,7 @@ class TurnAway(grpc.ServerInterceptor):
         }
         self._gathered: dict[str, Handler] = {}
         self._refusing: dict[str, Handler] = {}
-        self._beside: dict[str, Handler] = {}
+        self._health_and_reflection: dict[str, Handler] = {}
 
     def close(self) -> None:
         """Lets its threads end."""
@@ -211,9 +209,10 @@ class TurnAway(grpc.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
-        if is_beside(method):
-            threads = self._health if method.startswith(_HEALTH) else self._reflection
-            return self._beside.get(method) or self._beside.setdefault(method, _on(threads, handler))
+        if is_health_or_reflection(method):
+            moved = self._health_and_reflection.get(method)
+            threads = self._health if is_health(method) else self._reflection
+            return moved or self._health_and_reflection.setdefault(method, _on(threads, handler))
         if self._threads.calls < self._threads.most:
             if method not in _GATHERED or self._threads.calls < _COMPANY:
                 return handler
