@@ -87,7 +87,7 @@ class Call(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalCall:
-    """A call that the server makes itself: no deadline, nobody to go away."""
+    """A call that the server makes itself. It has no deadline and is never cancelled."""
 
     namespace: str
 
@@ -98,8 +98,8 @@ class LocalCall:
         return True
 
 
-# The call of what is in no namespace, or in all.
-NOBODYS: Final = LocalCall("")
+# For what the server does in no namespace, or across all of them.
+INTERNAL_CALL: Final = LocalCall("")
 
 
 # --- what is asked

@@ -23,7 +23,7 @@ from weakref import WeakSet
 
 from greenlet import getcurrent, greenlet
 
-from recalld.domain import NOBODYS, Call
+from recalld.domain import INTERNAL_CALL, Call
 from recalld.spare_threads import Errand
 
 P = ParamSpec("P")
@@ -276,7 +276,7 @@ class _Hub:
 
     def wish_of_nobody(self) -> Wish:
         """For the call that runs here now: it is put aside until this is resumed."""
-        wish = Wish(NOBODYS)
+        wish = Wish(INTERNAL_CALL)
         wish._hub, wish._greenlet = self, getcurrent()
         return wish
 

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Final
 from uuid import uuid4
 
-from recalld.domain import NOBODYS
+from recalld.domain import INTERNAL_CALL
 from recalld.storage.database import Database
 from recalld.storage.sql import statements
 
@@ -42,6 +42,6 @@ class Lease:
         self._run("give_back", {"pause": pause})
 
     def _run(self, statement: str, values: dict[str, timedelta]) -> bool:
-        with self._database.connection(NOBODYS) as connection:
+        with self._database.connection(INTERNAL_CALL) as connection:
             cursor = connection.execute(_SQL[statement], self._values | values)
             return cursor.rowcount > 0

@@ -9,7 +9,7 @@ from psycopg import Rollback
 
 from recalld import errors, metadata
 from recalld.domain import (
-    NOBODYS,
+    INTERNAL_CALL,
     AddedMemory,
     AddedMessage,
     Call,
@@ -73,7 +73,7 @@ class MemoryStore(SubjectStore):
         To be called when the schema is there, before the first call is made; where there is one node it need not be.
         Raises StorageUnavailable.
         """
-        with self._database.connection(NOBODYS) as connection:
+        with self._database.connection(INTERNAL_CALL) as connection:
             self._appends.grouping = self._reads.grouping = not distributed(connection)
 
     def add_memory(self, call: Call, memory: NewMemory) -> AddedMemory:

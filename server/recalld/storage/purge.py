@@ -10,7 +10,7 @@ from uuid import UUID
 
 import psycopg
 
-from recalld.domain import NOBODYS, Call, PurgeProgress, PurgeQuery
+from recalld.domain import INTERNAL_CALL, Call, PurgeProgress, PurgeQuery
 from recalld.errors import Contention, DeadlineExceeded, reason_of
 from recalld.storage.keys import session_key, user_key
 from recalld.storage.rows import Row, SubjectStore, Values
@@ -87,7 +87,7 @@ class PurgeStore(SubjectStore):
 
     def due_namespaces(self, cutoff: datetime) -> list[str]:
         """The namespaces in which something was deleted at or before the cutoff and is not purged yet."""
-        with self._database.connection(NOBODYS) as connection:
+        with self._database.connection(INTERNAL_CALL) as connection:
             return [namespace for (namespace,) in connection.execute(_SQL["due_namespaces"], {"cutoff": cutoff})]
 
     def _tombstones(self, call: Call, query: PurgeQuery) -> Iterator[_Tombstone]:
