@@ -103,10 +103,18 @@ class _Batches(logging.Handler):
 
     def flush(self) -> None:
         with self._writing, suppress(OSError, ValueError):  # nobody reads any more, or the stream is closed
-            lines = [self.format(self._events.popleft()) + "\n" for _ in range(len(self._events))]
+            lines = [self._line(self._events.popleft()) for _ in range(len(self._events))]
             if lines:
                 self._stream.write("".join(lines))
                 self._stream.flush()
+
+    def _line(self, record: logging.LogRecord) -> str:
+        """The event as text; "" for one that cannot be formatted, which must not take the others along."""
+        try:
+            return self.format(record) + "\n"
+        except Exception:
+            self.handleError(record)
+            return ""
 
     def close(self) -> None:
         self._ended.set()
