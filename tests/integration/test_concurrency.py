@@ -36,13 +36,13 @@ from recall.v1.session_pb2 import (
     UpdateSessionRequest,
 )
 from recall.v1.user_pb2 import CreateUserRequest, DeleteUserRequest
+from recalld.client import Client
 from recalld.domain import LocalCall, NewMemory
 from recalld.storage import PostgresStore, memory
 from recalld.storage.appends import append
 from recalld.storage.sessions import find
 from tests.contract.asking import said
 from tests.integration.callers import lock_waits
-from tests.integration.conftest import Client
 from tests.processes import DEADLINE
 from tests.waiting import wait_until
 
