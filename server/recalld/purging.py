@@ -16,21 +16,21 @@ from recalld.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# How long another server waits for one that died while it purged.
+# How long the lease outlives a server that died while it purged.
 LEASE_TTL: Final = timedelta(seconds=30)
 
-# Seconds between two looks whether it is time, at most.
-_MOST_BETWEEN_LOOKS: Final = 15.0
+# The most seconds between two attempts to take the lease, which fail until the next run is due.
+_MOST_BETWEEN_ATTEMPTS: Final = 15.0
 
-# Seconds to stay away from a database that fails, or that calls wait for.
+# Seconds to pause after a failure, and between two looks whether calls still wait for the database.
 _AFTER_FAILURE: Final = 5.0
 _WHILE_BUSY: Final = 0.2
 
-# Failures in a row, without any progress, after which what is left is given up until the next run. When more namespaces
-# are left, each of them is tried before that.
+# Failures in a row, without any progress, after which a run gives up what is left of it; but not before it has tried
+# each namespace that is left.
 _MOST_FAILURES: Final = 10
 
-# How many of those that are given up the log names.
+# Namespaces that were given up and that the log names, at most.
 _MOST_NAMED: Final = 10
 
 
@@ -53,7 +53,7 @@ class Lease(Protocol):
 
 
 class Purger:
-    """Purges every namespace once an interval, for all servers together.
+    """Purges every namespace once an interval, on behalf of all servers on one database.
 
     It takes at most half the time of one connection: after each step, a batch of messages, it rests for as long as
     the step took, and longer while calls wait.
@@ -64,7 +64,7 @@ class Purger:
         busy: whether calls wait for the database.
         retention: how long ago something must have been deleted.
         interval: from the end of one run to the start of the next.
-        metrics: where it is counted.
+        metrics: counts what was removed.
     """
 
     def __init__(
@@ -87,16 +87,16 @@ class Purger:
         self._thread = threading.Thread(target=self._run, name="recalld-purge", daemon=True)
 
     def start(self) -> None:
-        """Starts to purge when it is time, on a thread of its own."""
+        """Starts the thread that purges whenever a run is due."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stops after the step that is under way, and waits for it, but not for ever."""
+        """Stops after the current step, and waits for that at most 5 seconds."""
         self._stopped.set()
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        pause = min(self._interval.total_seconds(), _MOST_BETWEEN_LOOKS)
+        pause = min(self._interval.total_seconds(), _MOST_BETWEEN_ATTEMPTS)
         while not self._stopped.wait(pause):
             try:
                 self._renewed = time.monotonic()
@@ -197,15 +197,15 @@ class Purger:
 
 
 def _warn(failed: dict[str, Exception], last: Exception) -> None:
-    """Says what is given up, and why; the first error that nobody foresaw with its traceback."""
-    unforeseen = next((error for error in [*failed.values(), last] if not isinstance(error, RecallError)), None)
+    """Logs what is given up, and why; with the traceback of the first error that is not a RecallError."""
+    unexpected = next((error for error in [*failed.values(), last] if not isinstance(error, RecallError)), None)
     if failed:
         named = [f"{namespace!r} ({reason_of(error)})" for namespace, error in failed.items()]
         more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
         text = f"in {', '.join(named[:_MOST_NAMED])}{more}"
     else:
         text = f"everywhere ({reason_of(last)})"
-    log.warning("the purge is given up until its next run %s", text, exc_info=unforeseen)
+    log.warning("the purge is given up until its next run %s", text, exc_info=unexpected)
 
 
 class _LeaseLost(Exception):
