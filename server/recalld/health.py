@@ -107,7 +107,7 @@ class Health:
 
     def _watch_answers(self) -> None:
         while not self._stopped.wait(_PING_INTERVAL / 4):
-            self.servicer.cancel_deaf()
+            self.servicer.cancel_stalled()
             serving = time.monotonic() - self._last_answer < _ANSWER_LIFETIME
             if serving != self._serving:
                 self._serving = serving
