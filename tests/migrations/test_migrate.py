@@ -102,6 +102,25 @@ def test_steps_from_before_one_that_waited_for_a_lock_are_told_of_too(
     assert "others hold a lock" in caplog.text
 
 
+def test_after_the_last_attempt_at_a_lock_migrate_fails_at_once_and_announces_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = import_module("recalld.storage.migrate")
+    pauses: list[float] = []
+    monkeypatch.setattr(module, "_LOCK_ATTEMPTS", 2)
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
+
+    def held_up() -> list[str]:
+        raise psycopg.errors.LockNotAvailable
+
+    with pytest.raises(MigrationError, match="others hold a lock") as caught:
+        module._patiently(held_up)
+
+    assert isinstance(caught.value.__cause__, psycopg.errors.LockNotAvailable)
+    assert caplog.messages == ["others hold a lock that a migration needs; attempt 2"]
+    assert len(pauses) == 1
+
+
 def test_a_newer_schema_that_leaves_this_version_working_is_served_with_a_warning(
     empty_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

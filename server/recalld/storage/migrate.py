@@ -174,13 +174,19 @@ def _distribute(connection: psycopg.Connection[Any]) -> list[str]:
 
 
 def _patiently(migration: Callable[[], list[str]]) -> list[str]:
-    for attempt in range(1, _LOCK_ATTEMPTS + 1):
+    """Repeats a migration that cannot get a lock, at most _LOCK_ATTEMPTS times. Raises MigrationError."""
+    attempt = 1
+    while True:
         try:
             return migration()
-        except psycopg.errors.LockNotAvailable:
-            log.warning("others hold a lock that a migration needs; attempt %d", attempt + 1)
-            time.sleep(_LOCK_PAUSE)
-    raise MigrationError("others hold a lock that a migration needs: try when there is less going on")
+        except psycopg.errors.LockNotAvailable as error:
+            if attempt >= _LOCK_ATTEMPTS:
+                raise MigrationError(
+                    "others hold a lock that a migration needs: try when there is less going on"
+                ) from error
+        attempt += 1
+        log.warning("others hold a lock that a migration needs; attempt %d", attempt)
+        time.sleep(_LOCK_PAUSE)
 
 
 def _run_steps(url: str, applied: list[str]) -> list[str]:
