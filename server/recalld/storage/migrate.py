@@ -194,7 +194,7 @@ def _run_steps(url: str, applied: list[str]) -> list[str]:
     from alembic import command
     from alembic.util import CommandError
     from sqlalchemy import NullPool, create_engine
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
     def on_version_apply(*, step: Any, **_: Any) -> None:
         applied.append(Path(step.up_revision.path).stem)
@@ -214,6 +214,9 @@ def _run_steps(url: str, applied: list[str]) -> list[str]:
             return applied
     except DBAPIError as error:
         raise (error.orig if isinstance(error.orig, psycopg.Error) else error) from error
+    except PendingRollbackError as error:
+        # Alembic commits at the end of a step without a transaction, even if that end is a lost connection.
+        raise psycopg.OperationalError("the connection was lost during a step") from error
     except CommandError as error:
         raise MigrationError(f"the database's schema is not one that this version knows: {error}") from error
 
