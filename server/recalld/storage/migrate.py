@@ -109,6 +109,8 @@ def check_schema(url: str) -> None:
                 )
             _refuse_if_too_new(connection, current)
             _warn_if_broken_off(_search(connection))
+    except psycopg.NotSupportedError as error:
+        raise MigrationError(_one_line(error)) from error
     except psycopg.Error as error:
         raise StorageUnavailable from error
 
