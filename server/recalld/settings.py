@@ -82,7 +82,7 @@ def _address(value: str) -> str:
 
 
 def _can_be_host(name: str) -> bool:
-    """Whether the name can be looked up, whatever comes of it."""
+    """Whether the name is one that can be looked up. It need not exist."""
     try:
         name.encode("idna")
     except UnicodeError:
