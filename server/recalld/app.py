@@ -46,16 +46,16 @@ _API: Final = [
     for file in (session_pb2, memory_pb2, user_pb2, admin_pb2)
     for service in file.DESCRIPTOR.services_by_name.values()
 ]
-_BESIDE: Final = [
+_STANDARD_SERVICES: Final = [
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
     channelz_pb2.DESCRIPTOR.services_by_name["Channelz"].full_name,
     reflection.SERVICE_NAME,
 ]
 
-# libpq that stops a statement without blocking, also on an encrypted connection.
+# libpq 17: the first whose cancel requests do not block, and are encrypted like their connection.
 _LEAST_LIBPQ: Final = 170000
 
-# Seconds between two readings of what metrics cannot count.
+# Seconds between two updates of the gauges that are not kept up to date by calls.
 _SAMPLE_INTERVAL: Final = 1.0
 
 
@@ -69,8 +69,8 @@ class Server:
     `start` and `stop`, or the server as a context manager. Health says SERVING as soon as the database answers.
 
     Args:
-        settings: with `database_url` it uses that Postgres, otherwise an embedded one in `data_dir`. How many `workers`
-            there are is not its business.
+        settings: with `database_url` it uses that Postgres, otherwise an embedded one in `data_dir`. `workers`,
+            `metrics_listen` and the settings of the log are not for it, but for recalld.serving and the command.
         share_port: whether other processes may listen on the same port, as other workers do.
     """
 
@@ -118,7 +118,7 @@ class Server:
         return self._finished.is_set()
 
     def finish(self, failure: Exception | None = None) -> None:
-        """Has `wait` return, on any thread."""
+        """Makes `wait` return, and raise `failure` if given. May be called on any thread."""
         self._failure = self._failure or failure
         self._finished.set()
 
@@ -237,10 +237,10 @@ class Server:
         add_services(server, store, settings.retention)
         health_pb2_grpc.add_HealthServicer_to_server(health.servicer, server)
         if settings.serves_reflection:
-            reflection.enable_reflection([*_API, *_BESIDE], server)
+            reflection.enable_reflection([*_API, *_STANDARD_SERVICES], server)
             channelz.add_channelz_servicer(server)
 
-        # Undone in the reverse order.
+        # Each step adds what undoes it to `_closing`, which `stop` runs through from the last to the first.
         database.open()
         self._closing.callback(database.close)
         if settings.purge_interval:
@@ -285,7 +285,7 @@ class Server:
 
 
 def _check_libraries() -> None:
-    """Refuses what would work, but slowly or not always."""
+    """Refuses libraries with which the server would run, but slowly or unreliably. Raises StartError."""
     if psycopg.pq.version() < _LEAST_LIBPQ:
         raise StartError(f"libpq {psycopg.pq.version()} is too old: install psycopg[binary]")
     if api_implementation.Type() != "upb":

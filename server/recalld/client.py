@@ -1,9 +1,9 @@
-"""The Python client: the stubs on one channel, which repeats calls safely and carries the credential.
+"""The Python client: the stubs on one channel, which retries calls safely and sends the credential.
 
     with connect("memory.example.org:443", api_key=key, tls=True) as client:
         client.memory.AddMemory(AddMemoryRequest(session_id="s", messages=messages), timeout=5)
 
-It needs nothing of the server. `recall.v1` has the messages; there is no other client API than the stubs.
+It does not depend on the server's code. `recall.v1` has the messages; there is no other client API than the stubs.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ ApiKey = str | Callable[[], str]
 
 _OPTIONS: Final[Mapping[str, int]] = {
     "grpc.enable_retries": 1,
-    # Room for the largest request, 4 MiB, and its metadata: gRPC repeats only what fits, by default up to 256 KiB. What
-    # is much too large for the server does not fit either, and fails at once.
+    # Room for the largest request, 4 MiB, and its metadata: gRPC retries only what fits, by default 256 KiB. A request
+    # that is much too large for the server does not fit, and so fails without retries.
     "grpc.per_rpc_retry_buffer_size": 4 * 1024 * 1024 + 16 * 1024,
-    # Finds a server that vanished without a word, also while a stream is silent or nothing is asked. The server permits
-    # a ping in 10 seconds.
+    # Detects a server that vanished without closing its connections, also while there are no calls, or a stream is
+    # silent. The server permits a ping in 10 seconds.
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
     "grpc.keepalive_permit_without_calls": 1,
@@ -53,10 +53,10 @@ _OPTIONS: Final[Mapping[str, int]] = {
     "grpc.max_reconnect_backoff_ms": 5_000,
 }
 
-# Of the ErrorInfo that recalld itself sends.
+# ErrorInfo.domain of recalld's own errors.
 _DOMAIN: Final = "recalld"
 
-# What RFC 6750 lets a bearer token have.
+# The syntax of a bearer token (RFC 6750, section 2.1).
 _KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 _SCHEME: Final = re.compile(r"\A(dns:(///)?|ipv4:|ipv6:)")
@@ -65,10 +65,10 @@ _ADDRESS: Final = re.compile(r"(\[(?P<ipv6>[^]]+)\]|(?P<host>[^:]+))(:\d+)?")
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """What TLS is checked with: files in PEM, read when connecting.
+    """The files of a TLS connection, in PEM. They are read when connecting.
 
     Attributes:
-        ca: who signs the server's certificate; None for the roots that gRPC comes with.
+        ca: the authority that signs the server's certificate; None for the roots that gRPC comes with.
         cert: the client's own certificate chain, for mutual TLS.
         key: the private key of `cert`.
     """
@@ -230,7 +230,7 @@ class Reason:
 
 
 def reason_of(error: grpc.RpcError) -> Reason:
-    """What the google.rpc.Status in an error of a call says."""
+    """The details of an error, from the google.rpc.Status that it carries."""
     found, request, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     retry_after = None
     try:
@@ -242,7 +242,7 @@ def reason_of(error: grpc.RpcError) -> Reason:
             retry_after = retry.retry_delay.ToTimedelta().total_seconds()
         elif not detail.Unpack(found):
             detail.Unpack(request)
-    # What is between answers too, such as a proxy or a mesh, with reasons of its own.
+    # A proxy or a mesh in between answers too, with reasons of its own.
     info = found if found.domain == _DOMAIN else error_details_pb2.ErrorInfo()
     fields = {violation.field: violation.description for violation in request.field_violations}
     return Reason(info.reason, dict(info.metadata), fields, retry_after)
@@ -290,7 +290,7 @@ def _is_loopback(address: str) -> bool:
         return False
 
 
-# --- what is done to every call
+# --- interceptors
 
 
 @dataclass(frozen=True, slots=True)

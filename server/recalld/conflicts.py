@@ -1,4 +1,4 @@
-"""Settings that each are right and together are not, or that would open the server to more people than meant."""
+"""Checks across settings: values that are valid singly but not together, or that expose the server by accident."""
 
 from __future__ import annotations
 
@@ -17,10 +17,7 @@ _NEEDED: Final = {
 
 
 def check_serving(settings: Settings) -> None:
-    """Refuses settings that each are right and together are not, or that would serve more people than meant.
-
-    Raises SettingsError.
-    """
+    """Raises SettingsError, with one line for each problem, unless a server may run with these settings."""
     problems = [*_incomplete(settings), *_exposed(settings)]
     if problems:
         raise SettingsError("\n".join(problems))

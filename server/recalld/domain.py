@@ -1,4 +1,4 @@
-"""The service's own words: what it keeps, what a caller can ask of it, and the store that keeps it.
+"""The domain: what the service keeps, what a caller can ask of it, and the store that keeps it.
 
 Nothing here knows gRPC or Postgres. Services translate requests into these calls; a store carries them out. Two stores
 implement `Store`: Postgres (recalld.storage) and the reference model of the tests, held to one contract suite.
@@ -87,7 +87,7 @@ class Call(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LocalCall:
-    """A call that the server makes itself: no deadline, nobody to go away."""
+    """A call that the server makes itself. It has no deadline and is never cancelled."""
 
     namespace: str
 
@@ -98,8 +98,8 @@ class LocalCall:
         return True
 
 
-# The call of what is in no namespace, or in all.
-NOBODYS: Final = LocalCall("")
+# For what the server does in no namespace, or across all of them.
+INTERNAL_CALL: Final = LocalCall("")
 
 
 # --- what is asked
@@ -117,10 +117,10 @@ class NewMessage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class NewMemory:
-    """One AddMemory.
+    """The arguments of one AddMemory.
 
     Attributes:
-        messages: what to append, oldest first; never empty, ids distinct; either all have one or none.
+        messages: what to append, oldest first; not empty. Either all have ids, which are distinct, or none has.
         user_id, metadata: for a session that this call creates.
         expected_last_seq: append only if the session's last_seq is this; None to append in any case.
     """
@@ -140,7 +140,7 @@ class AddedMessage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AddedMemory:
-    """What AddMemory did, or had done when it was first called."""
+    """The result of AddMemory; for a repeated call, that of the first."""
 
     messages: Sequence[AddedMessage]
     session_created: bool

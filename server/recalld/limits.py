@@ -41,11 +41,11 @@ MAX_PURGE_BATCH: Final = 10_000
 MAX_PAGE_BYTES: Final = 3 * MIB
 MAX_CHUNK_BYTES: Final = 1 * MIB
 
-# Rows that one page may examine for a filter that no index answers, before it is sent as short as it is.
+# Rows that one page may examine for a filter without an index. Then it is sent, even if it is short or empty.
 MAX_EXAMINED: Final = 10_000
 
-# Messages that one search may look at: the newest, and those that have rare terms of the query. Of each, so many
-# characters; of the sessions in its scope, so many to tell how large that is.
+# What one search may examine: the newest messages, the messages with rare terms of the query, the first characters of
+# each message (the schema's functions have this number too), and the sessions that are counted to estimate the scope.
 MAX_SEARCHED_NEWEST: Final = 2_000
 MAX_SEARCHED_RARE: Final = 5_000
 MAX_SEARCHED_CHARACTERS: Final = 65_536
@@ -54,7 +54,7 @@ MAX_SEARCHED_SESSIONS: Final = 10_000
 # How long deleted data is kept before purging may remove it.
 DEFAULT_RETENTION: Final = timedelta(days=30)
 
-# Where everything belongs while authentication is off.
+# The namespace of every caller while authentication is off.
 DEFAULT_NAMESPACE: Final = "default"
 
 # --- who may call
@@ -64,7 +64,7 @@ MAX_NAMESPACE_CHARACTERS: Final = 64
 # Seconds within which every replica refuses a key that was revoked, or a token whose signing key was taken away.
 REVOCATION_SECONDS: Final = 10.0
 
-# RFC 7518 asks of an HS256 secret that it is no shorter than the hash.
+# RFC 7518, section 3.2: the secret of HS256 must be at least as long as the hash.
 LEAST_SECRET_BYTES: Final = 32
 
 # All metadata of a call, the credential among it, counted as HTTP/2 does: names, values and 32 bytes for each pair.

@@ -31,10 +31,10 @@ _REMINDER_INTERVAL: Final = 30.0
 
 
 def set_up(level: str, style: Literal["text", "json"]) -> None:
-    """Has everything logged from now on, from this level up."""
+    """Sets up the root logger: events of this level and above, to stderr."""
     handler = _Batches(sys.stderr)
     handler.setFormatter(_Json() if style == "json" else _Text())
-    # Not shown, but looked up for each event otherwise.
+    # Otherwise looked up for each event, though no format shows them.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, handlers=[handler])
     logging.getLogger("psycopg.pool").addFilter(_why_not_connected())
@@ -45,7 +45,7 @@ def set_up(level: str, style: Literal["text", "json"]) -> None:
 
 
 def _why_not_connected() -> Callable[[logging.LogRecord], bool]:
-    """Lets through why the database cannot be reached, now and then; of what else the pool reports, errors."""
+    """A filter of the pool's events: why it cannot connect, once an interval; of all others, only errors."""
     last = float("-inf")
 
     def passes(record: logging.LogRecord) -> bool:
@@ -70,9 +70,10 @@ def escaped(text: str) -> str:
 
 
 class _Batches(logging.Handler):
-    """Formats and writes events a moment later, many at once; a warning, and what came before it, at once.
+    """Formats and writes events in batches, a moment later; a warning, and what came before it, immediately.
 
-    Who kills the process loses that moment's events. Where nobody takes them, callers wait rather than memory grows.
+    A process that is killed loses the events of that moment. When the stream blocks, callers wait at _MOST_EVENTS, so
+    that memory does not grow.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -103,10 +104,18 @@ class _Batches(logging.Handler):
 
     def flush(self) -> None:
         with self._writing, suppress(OSError, ValueError):  # nobody reads any more, or the stream is closed
-            lines = [self.format(self._events.popleft()) + "\n" for _ in range(len(self._events))]
+            lines = [self._line(self._events.popleft()) for _ in range(len(self._events))]
             if lines:
                 self._stream.write("".join(lines))
                 self._stream.flush()
+
+    def _line(self, record: logging.LogRecord) -> str:
+        """The event as text; "" for one that cannot be formatted, which must not take the others along."""
+        try:
+            return self.format(record) + "\n"
+        except Exception:
+            self.handleError(record)
+            return ""
 
     def close(self) -> None:
         self._ended.set()
@@ -123,7 +132,7 @@ class _Batches(logging.Handler):
 
 
 class _Text(logging.Formatter):
-    """Every event on a line, whatever libpq puts into its messages; only a traceback has more."""
+    """One line for each event, without the line breaks of libpq's messages; a traceback follows on more lines."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = f"{_local_time(int(record.created))},{int(record.msecs):03}"
@@ -139,7 +148,7 @@ class _Text(logging.Formatter):
 
 
 class _Json(logging.Formatter):
-    """Every event is an object on a line of ASCII, a traceback in it."""
+    """One JSON object for each event, on one line of ASCII, with the traceback as a field."""
 
     _encode = json.JSONEncoder(default=str).encode
 
@@ -159,7 +168,7 @@ class _Json(logging.Formatter):
         return self._encode(event)
 
 
-# A text serves all events of its second.
+# The latest result serves all events of the same second.
 @functools.lru_cache(maxsize=1)
 def _local_time(second: int) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(second))

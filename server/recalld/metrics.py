@@ -43,7 +43,7 @@ class Metrics:
     """
 
     def __init__(self) -> None:
-        # A second series for each, of when it began.
+        # They would add a series `_created` to each counter and histogram.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         registry = self.registry = CollectorRegistry()
         self.calls = Counter(
@@ -59,7 +59,7 @@ class Metrics:
             registry=registry,
             buckets=_GROUP_BUCKETS,
         )
-        # Each call, by its context. A gauge that went up and down with each would cost them more.
+        # The context of each call. To increment and decrement a gauge would cost a call more.
         self.in_progress: set[object] = set()
         self._in_progress = Gauge(
             "recalld_calls_in_progress", "Calls in progress.", registry=registry, multiprocess_mode="livesum"
@@ -103,15 +103,15 @@ class Metrics:
         build.labels(__version__).set(1)
 
     def group_sizes(self, method: str) -> Histogram:
-        """Where it is told how many calls of this method were worked on at once."""
+        """The histogram of how many calls of this method were worked on at once."""
         return self._group_size.labels(_label(method))
 
     def share(self) -> None:
-        """Shares with other processes what else is counted when somebody asks. To be called now and then."""
+        """Writes the number of calls in progress to the shared files, which a scrape cannot do. Called regularly."""
         self._in_progress.set(len(self.in_progress))
 
     def share_end(self) -> None:
-        """Shares that no call is in progress, for good. Threads may still work on some, whose callers have gone."""
+        """Reports no calls in progress from now on. Threads may still work on calls whose callers have gone."""
         self._in_progress.set(0)
 
 

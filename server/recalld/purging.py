@@ -11,26 +11,26 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 from recalld.domain import Call, LocalCall, PurgeProgress, PurgeQuery
-from recalld.errors import RecallError, ShuttingDown
+from recalld.errors import RecallError, ShuttingDown, reason_of
 from recalld.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-# How long another server waits for one that died while it purged.
+# How long the lease outlives a server that died while it purged.
 LEASE_TTL: Final = timedelta(seconds=30)
 
-# Seconds between two looks whether it is time, at most.
-_MOST_BETWEEN_LOOKS: Final = 15.0
+# The most seconds between two attempts to take the lease, which fail until the next run is due.
+_MOST_BETWEEN_ATTEMPTS: Final = 15.0
 
-# Seconds to stay away from a database that fails, or that calls wait for.
+# Seconds to pause after a failure, and between two looks whether calls still wait for the database.
 _AFTER_FAILURE: Final = 5.0
 _WHILE_BUSY: Final = 0.2
 
-# Failures in a row, without any progress, after which what is left is given up until the next run. When more namespaces
-# are left, each of them is tried before that.
+# Failures in a row, without any progress, after which a run gives up what is left of it; but not before it has tried
+# each namespace that is left.
 _MOST_FAILURES: Final = 10
 
-# How many of those that are given up the log names.
+# Namespaces that were given up and that the log names, at most.
 _MOST_NAMED: Final = 10
 
 
@@ -42,8 +42,8 @@ class Purgeable(Protocol):
     def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]: ...
 
 
-class Turn(Protocol):
-    """`recalld.storage.Lease`."""
+class Lease(Protocol):
+    """The part of `recalld.storage.Lease` that purging needs."""
 
     def take(self) -> bool: ...
 
@@ -53,31 +53,31 @@ class Turn(Protocol):
 
 
 class Purger:
-    """Purges every namespace once an interval, for all servers together.
+    """Purges every namespace once an interval, on behalf of all servers on one database.
 
     It takes at most half the time of one connection: after each step, a batch of messages, it rests for as long as
     the step took, and longer while calls wait.
 
     Args:
         store: what is purged.
-        turn: makes it the only server that purges.
+        lease: held while it purges, so that no other server does.
         busy: whether calls wait for the database.
         retention: how long ago something must have been deleted.
         interval: from the end of one run to the start of the next.
-        metrics: where it is counted.
+        metrics: counts what was removed.
     """
 
     def __init__(
         self,
         store: Purgeable,
-        turn: Turn,
+        lease: Lease,
         busy: Callable[[], bool],
         retention: timedelta,
         interval: timedelta,
         metrics: Metrics,
     ) -> None:
         self._store = store
-        self._turn = turn
+        self._lease = lease
         self._busy = busy
         self._retention = retention
         self._interval = interval
@@ -87,20 +87,20 @@ class Purger:
         self._thread = threading.Thread(target=self._run, name="recalld-purge", daemon=True)
 
     def start(self) -> None:
-        """Starts to purge when it is time, on a thread of its own."""
+        """Starts the thread that purges whenever a run is due."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Stops after the step that is under way, and waits for it, but not for ever."""
+        """Stops after the current step, and waits for that at most 5 seconds."""
         self._stopped.set()
         self._thread.join(timeout=5)
 
     def _run(self) -> None:
-        pause = min(self._interval.total_seconds(), _MOST_BETWEEN_LOOKS)
+        pause = min(self._interval.total_seconds(), _MOST_BETWEEN_ATTEMPTS)
         while not self._stopped.wait(pause):
             try:
                 self._renewed = time.monotonic()
-                if self._turn.take():
+                if self._lease.take():
                     self._purge_all()
             except ShuttingDown:
                 return
@@ -114,19 +114,19 @@ class Purger:
         try:
             complete = self._purge_due(datetime.now(UTC) - self._retention)
         except _LeaseLost:
-            log.warning("this server was too slow, and lost its turn to purge")
+            log.warning("the purge ends: this server was too slow and lost its lease, which another may take")
             return
         if self._stopped.is_set():
-            self._turn.give_back(timedelta(0))
+            self._lease.give_back(timedelta(0))
             return
-        self._turn.give_back(self._interval)
+        self._lease.give_back(self._interval)
         if complete:
             self._metrics.purge_success.set_to_current_time()
 
     def _purge_due(self, cutoff: datetime) -> bool:
         """Purges one namespace after the other; one that fails comes after the others. False when some are given up.
 
-        Each run has another order: a namespace whose purge fails so late that the turn is lost ends the run, and must
+        Each run has another order: a namespace whose purge fails so late that the lease is lost ends the run, and must
         not keep the same others waiting every time.
         """
         started = time.monotonic()
@@ -137,7 +137,7 @@ class Purger:
         try:
             while (due is None or due) and not self._stopped.is_set():
                 try:
-                    self._keep_turn()
+                    self._keep_lease()
                     if due is None:
                         due = self._store.due_namespaces(cutoff)
                         random.shuffle(due)
@@ -176,16 +176,16 @@ class Purger:
                 self._metrics.purged.labels(kind).inc(number)
             yield more
             self._rest(time.monotonic() - step_began)
-            self._keep_turn()
+            self._keep_lease()
             if self._stopped.is_set():
                 return
             step_began = time.monotonic()
 
-    def _keep_turn(self) -> None:
+    def _keep_lease(self) -> None:
         """Renews the lease when that is due. Raises _LeaseLost."""
         now = time.monotonic()
         if now - self._renewed > LEASE_TTL.total_seconds() / 3:
-            if not self._turn.renew():
+            if not self._lease.renew():
                 raise _LeaseLost
             self._renewed = now
 
@@ -197,19 +197,15 @@ class Purger:
 
 
 def _warn(failed: dict[str, Exception], last: Exception) -> None:
-    """Says what is given up, and why; the first error that nobody foresaw with its traceback."""
-    unforeseen = next((error for error in [*failed.values(), last] if not isinstance(error, RecallError)), None)
+    """Logs what is given up, and why; with the traceback of the first error that is not a RecallError."""
+    unexpected = next((error for error in [*failed.values(), last] if not isinstance(error, RecallError)), None)
     if failed:
-        named = [f"{namespace!r} ({_reason(error)})" for namespace, error in failed.items()]
+        named = [f"{namespace!r} ({reason_of(error)})" for namespace, error in failed.items()]
         more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
         text = f"in {', '.join(named[:_MOST_NAMED])}{more}"
     else:
-        text = f"everywhere ({_reason(last)})"
-    log.warning("the purge is given up until its next run %s", text, exc_info=unforeseen)
-
-
-def _reason(error: Exception) -> str:
-    return error.reason if isinstance(error, RecallError) else type(error).__name__
+        text = f"everywhere ({reason_of(last)})"
+    log.warning("the purge is given up until its next run %s", text, exc_info=unexpected)
 
 
 class _LeaseLost(Exception):

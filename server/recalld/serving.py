@@ -41,17 +41,19 @@ log = logging.getLogger(__name__)
 
 _STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
-# Seconds before a worker that died is started again; the last one repeats. One that lived for a while starts anew.
+# Seconds before a worker that died is replaced; the last one repeats. After a worker that ran for _LIVED seconds they
+# begin anew.
 _BACKOFF: Final = (0.2, 1.0, 2.0, 5.0, 10.0)
 _LIVED: Final = 60.0
 
-# Objects made and not yet gone after which the collector looks for garbage. Python's own choice is 700.
+# Threshold of the youngest generation of the garbage collector: objects allocated less those freed. By default 700.
 _COLLECT_AFTER: Final = 10_000
 
-# Seconds that threads have to end which were told to: milliseconds are enough unless they are kept by a call.
+# Seconds that the process waits at its end for threads that were told to end: they take milliseconds, unless a call
+# holds one.
 _LAST_CALLS: Final = 0.5
 
-# Seconds in which who connects to the metrics port must say what it wants.
+# Seconds in which a client of the metrics port must send its request.
 _SCRAPE_TIMEOUT: Final = 5.0
 
 # Seconds that a worker has to end, beyond its delay and grace, before it is killed.
@@ -71,7 +73,7 @@ def serve(settings: Settings, started: Callable[[str], None]) -> None:
     Raises SettingsError, StartError, EmbeddedPostgresError, MigrationError.
     """
     if settings.workers > 1:
-        # It would be started with the first worker, and unblock the signals then.
+        # Otherwise it starts with the first worker, and unblocks the signals then.
         multiprocessing.resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     if settings.workers > 1:
@@ -82,9 +84,9 @@ def serve(settings: Settings, started: Callable[[str], None]) -> None:
 
 
 def end_process(status: int) -> NoReturn:
-    """Ends the process; here and now if there are calls that do not end, as when the database is frozen.
+    """Ends the process; without the interpreter's own shutdown if calls are still running, as with a frozen database.
 
-    Otherwise the interpreter would end around their greenlets, and now and then crash.
+    The interpreter can crash when it shuts down while their greenlets exist.
     """
     if not all_end(_LAST_CALLS):
         logging.shutdown()
@@ -106,7 +108,7 @@ def _serve_here(server: Server, started: Callable[[str], None], *, metrics: str 
 
 
 def _tune_collector() -> None:
-    """Collects garbage less often, and looks no more at what is there from the start and stays.
+    """Has the garbage collector run less often, and leave out what was allocated at start.
 
     Calls leave next to no cycles behind, yet looking for them took a fifteenth of their CPU time.
     """
@@ -139,7 +141,7 @@ def _metrics_served(address: str | None, registry: CollectorRegistry) -> Iterato
         server, thread = start_http_server(int(port), host.strip("[]"), registry)
     except OSError as error:
         raise StartError(f"cannot serve metrics on {address}: {addresses.why(error)}") from None
-    # Who connects and says nothing keeps a thread, and who goes away before the answer has it print a stack.
+    # Without these, a silent client keeps a thread for ever, and one that leaves early makes the server print a stack.
     server.RequestHandlerClass.timeout = _SCRAPE_TIMEOUT  # type: ignore[attr-defined]
     server.handle_error = lambda request, client_address: None  # type: ignore[method-assign]
     log.info("metrics on http://%s:%d/metrics", host, server.server_port)
@@ -155,61 +157,61 @@ def _metrics_served(address: str | None, registry: CollectorRegistry) -> Iterato
 
 
 class _Worker:
-    """One worker process, and what it said last.
+    """One worker process, which reports the address that it listens on, or the error that ended it.
 
     Args:
         settings: of its server.
         number: its place among the workers.
-        cpu: the one that it keeps to; None for any.
-        attempt: how many had this place before; those that lived for long are not counted.
+        cpu: the only CPU that it uses; None for any.
+        attempt: how many workers had its place before, since the last one that ran for long.
     """
 
     def __init__(self, settings: Settings, number: int, cpu: int | None, attempt: int = 0) -> None:
         # A fresh interpreter: gRPC cannot be forked once it was used.
         context = multiprocessing.get_context("spawn")
-        self.words, theirs = context.Pipe(duplex=False)
+        self._reports, sender = context.Pipe(duplex=False)
         self.number = number
         self.cpu = cpu
         self.attempt = attempt
         self.process: SpawnProcess = context.Process(
-            target=_work, args=(settings, cpu, theirs), name=f"recalld-worker-{number}"
+            target=_work, args=(settings, cpu, sender), name=f"recalld-worker-{number}"
         )
         self.started_at = time.monotonic()
         self.replaced_at: float | None = None
         self.process.start()
-        theirs.close()
+        sender.close()
 
     def failure(self) -> Exception | None:
-        """Why it cannot work, if it said so."""
-        said = self._last_words()
-        return said if isinstance(said, Exception) else None
+        """The error that it reported, if any."""
+        report = self._last_report()
+        return report if isinstance(report, Exception) else None
 
     def wait_until_started(self) -> None:
         """Returns when it listens. Raises SettingsError, StartError, MigrationError."""
-        said = self._last_words(wait=True)
-        if said is None:
+        report = self._last_report(wait=True)
+        if report is None:
             self.process.join()
             raise StartError(f"worker {self.number} ended with status {self.process.exitcode} before it started")
-        if isinstance(said, Exception):
-            raise said
+        if isinstance(report, Exception):
+            raise report
 
-    def _last_words(self, *, wait: bool = False) -> str | Exception | None:
-        """The address that it listens on, or why it cannot work; None if it has said nothing."""
-        said = None
+    def _last_report(self, *, wait: bool = False) -> str | Exception | None:
+        """The last report that was not read yet, or None. With `wait` it waits for one, or for the worker to end."""
+        report = None
         try:
-            while wait or self.words.poll():
-                said = self.words.recv()
+            while wait or self._reports.poll():
+                report = self._reports.recv()
                 wait = False
         except EOFError:
             pass
-        return said
+        return report
 
 
-def _work(settings: Settings, cpu: int | None, words: Connection) -> None:
+def _work(settings: Settings, cpu: int | None, reports: Connection) -> None:
     """The main function of a worker process."""
     if cpu is not None:
-        _keep_to(cpu)  # before there are threads, which take it over
-    # Ctrl-C goes to a terminal's whole process group, but only the supervisor is to hear it.
+        _keep_to(cpu)  # before there are threads, which inherit it
+    # Ctrl-C goes to a terminal's whole process group, but only the supervisor should get it.
     os.setpgrp()
     signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     logs.set_up(settings.log_level, settings.log_format)
@@ -224,22 +226,25 @@ def _work(settings: Settings, cpu: int | None, words: Connection) -> None:
     threading.Thread(target=end_with_parent, name="recalld-orphan", daemon=True).start()
     with _metrics_inherited(parent):
         try:
-            _serve_here(server, words.send, metrics=None)
+            _serve_here(server, reports.send, metrics=None)
         except (SettingsError, StartError, MigrationError) as error:
-            words.send(error)
+            reports.send(error)
             raise SystemExit(1) from None
     end_process(0)
 
 
 def _keep_to(cpu: int) -> None:
-    """Has this process use one CPU, on which a thread that wakes lets the one that runs finish: that has the lock."""
+    """Pins this process to one CPU, with a policy by which a thread that wakes does not preempt the one that runs.
+
+    The one that runs holds the interpreter's lock.
+    """
     with suppress(OSError):  # not allowed to: it works on any, a little slower
         os.sched_setaffinity(0, [cpu])
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 class _Supervisor:
-    """Starts the workers, starts those again that die, and passes the word to stop on."""
+    """Starts the workers, replaces those that die, and passes signals to stop on to them."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -280,7 +285,7 @@ class _Supervisor:
                 return
             if worker.replaced_at is None:
                 if not worker.process.is_alive():
-                    _bury(worker)
+                    _schedule_replacement(worker)
             elif worker.replaced_at <= time.monotonic():
                 self._workers[index] = _Worker(self._settings, worker.number, worker.cpu, worker.attempt + 1)
 
@@ -304,15 +309,15 @@ class _Supervisor:
 def _cpus(settings: Settings) -> Sequence[int | None]:
     """The CPU of each worker; None where it may use any.
 
-    The threads of a process hand the interpreter's lock to one another with every call. Between CPUs each time is a
-    wake-up and a struggle for the lock, which on one they are spared: it is a fifth of the CPU time of an AddMemory.
-    But who keeps to a CPU cannot make way for others there, so by itself no worker does that has CPUs to move to.
+    The threads of a process pass the interpreter's lock to one another with every call. On several CPUs that costs
+    wake-ups and contention, a fifth of the CPU time of an AddMemory; on one it does not. But a pinned worker cannot
+    move away from a busy CPU, so by default (`auto`) workers are pinned only if there is no CPU to spare.
     """
     usable = sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
     affinity = settings.worker_cpu_affinity
     if not usable or affinity == "off" or (affinity == "auto" and settings.workers < len(usable)):
         return [None] * settings.workers
-    # Several servers on one machine are not all to begin with the same.
+    # Several servers on one machine should not all begin with the same CPU.
     first = random.randrange(len(usable))
     return [usable[(first + number) % len(usable)] for number in range(settings.workers)]
 
@@ -361,7 +366,7 @@ def _metrics_inherited(supervisor: multiprocessing.process.BaseProcess) -> Itera
     directory = os.environ["PROMETHEUS_MULTIPROC_DIR"]
     in_use = os.open(directory, os.O_RDONLY)
     try:
-        # Each worker shares the lock until it ends, however it ends; so who can have it alone is the last.
+        # Each worker holds a shared lock until it ends, in whatever way: the one that gets it exclusively is the last.
         fcntl.flock(in_use, fcntl.LOCK_SH)
         yield
     finally:
@@ -372,13 +377,16 @@ def _metrics_inherited(supervisor: multiprocessing.process.BaseProcess) -> Itera
         os.close(in_use)
 
 
-def _bury(worker: _Worker) -> None:
-    """Takes note of a worker's death, and decides when another follows. Raises its failure when none could work."""
+def _schedule_replacement(worker: _Worker) -> None:
+    """Logs that a worker has died, and sets when another takes its place.
+
+    Raises the error that the worker reported if it was the first in its place: then none could work.
+    """
     from prometheus_client.multiprocess import mark_process_dead
 
     mark_process_dead(worker.process.pid)  # type: ignore[no-untyped-call]
     failure = worker.failure()
-    # What one that replaces another meets, such as a certificate that is just being written, the others do not suffer.
+    # The error of a replacement, such as a certificate that is just being written, must not end the other workers.
     if failure and not worker.attempt:
         raise failure
     now = time.monotonic()

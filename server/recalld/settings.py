@@ -37,12 +37,12 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(d|h|m|s|ms)?", re.ASCII)
 _ADDRESS: Final = re.compile(r"([^\s:/\[\]]*|\[[0-9A-Fa-f:.]+\]):(\d{1,5})", re.ASCII)
 _HIGHEST_PORT: Final = 65535
 
-# Characters of a wrong value that are quoted.
+# Characters of an invalid value that an error quotes, at most.
 _MOST_QUOTED: Final = 200
 
 _UNKNOWN_PARAMETER: Final = re.compile(r'invalid (?:URI query parameter|connection option):? "([^"]*)"')
 
-# What of a libpq connection string may be shown: the rest is secret, or says nothing about where the data is.
+# Parameters of a connection string that may be shown. The others are secret, or do not say where the data is.
 _SHOWN: Final = ("service", "user", "host", "hostaddr", "port", "dbname")
 
 
@@ -82,7 +82,7 @@ def _address(value: str) -> str:
 
 
 def _can_be_host(name: str) -> bool:
-    """Whether the name can be looked up, whatever comes of it."""
+    """Whether the name is one that can be looked up. It need not exist."""
     try:
         name.encode("idna")
     except UnicodeError:
@@ -318,7 +318,7 @@ class Settings(BaseSettings):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _text(cls, value: object) -> object:
+    def _utf8(cls, value: object) -> object:
         if isinstance(value, str) and not is_unicode(value):
             raise ValueError("Input should be UTF-8")
         return value
@@ -334,7 +334,7 @@ class Settings(BaseSettings):
 
     @property
     def serves_reflection(self) -> bool:
-        """Whether callers can ask for the API; unless it is said, where only this machine can."""
+        """Whether reflection is served: as set, by default only on loopback."""
         return self.on_loopback if self.reflection is None else self.reflection
 
     @classmethod
@@ -347,7 +347,7 @@ class Settings(BaseSettings):
         Raises SettingsError.
         """
         given: dict[str, Any] = dict(flags or {})
-        # An empty variable counts as unset. An empty flag is most likely a shell's variable that is not set.
+        # An empty variable counts as unset. An empty flag is most likely an unset variable of a shell.
         empty = [f"{flag(name)}: Input should not be empty" for name, value in given.items() if value == ""]
         if empty:
             raise SettingsError("\n".join(empty))
@@ -387,7 +387,7 @@ def effective(settings: Settings) -> Iterator[EffectiveSetting]:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text from outside has none of the surrogates that stand for bytes which are not UTF-8."""
+    """Whether a text has no surrogates, by which Python represents bytes of the environment that are not UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
@@ -402,7 +402,7 @@ def flag(name: str) -> str:
 
 
 def show(value: object) -> str:
-    """A setting's value as one would write it, without its secrets; empty when unset."""
+    """A setting's value as it would be written, or "(hidden)"; empty when unset."""
     match value:
         case None:
             return ""

@@ -1,4 +1,4 @@
-"""Threads for what would hold up those that have better to do."""
+"""Threads for work that would block those that gather."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 from queue import SimpleQueue
 
-# What is done aside; it returns what tells of its end.
+# Work for a spare thread. It returns a function that reports its end, called when the thread is free again.
 Errand = Callable[[], Callable[[], None]]
 
 
 class SpareThreads:
-    """As many threads as there are errands at a time: nothing waits for one, and each is kept for what comes later.
+    """As many threads as there are errands at a time: no errand waits for one. Threads are kept for later errands.
 
-    With an executor's, a Future for each errand, a twentieth of the CPU time of an AddMemory went here.
+    A ThreadPoolExecutor, with its Future for each errand, took a twentieth of the CPU time of an AddMemory.
     """
 
     def __init__(self, name: str) -> None:
@@ -24,7 +24,7 @@ class SpareThreads:
         self._free = 0
 
     def run(self, errand: Errand) -> None:
-        """Has it run; it raises nothing."""
+        """Runs an errand, which must not raise, on a free thread or a new one."""
         with self._lock:
             if self._free:
                 self._free -= 1
@@ -42,7 +42,7 @@ class SpareThreads:
     def _work(self) -> None:
         while (errand := self._errands.get()) is not None:
             tell = errand()
-            # First: who hears of the end may come with the next errand.
+            # Before the report: whoever gets it may run the next errand.
             with self._lock:
                 self._free += 1
             tell()

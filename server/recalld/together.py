@@ -14,7 +14,7 @@ W = TypeVar("W", bound=Wish)
 
 
 class Together:
-    """Several calls as one, which is over when all of them are."""
+    """A Call that stands for several. It is over when all of them are."""
 
     namespace: Final = ""
 
@@ -47,7 +47,7 @@ class Together:
 
 
 def as_one(wishes: Sequence[W]) -> tuple[Sequence[W], Call]:
-    """Those whose calls are not over yet, and their calls as one. The others raise why when they go on."""
+    """The wishes whose calls are not over yet, and one Call for them. The others get the error that ended them."""
     if len(wishes) == 1:
         return wishes, wishes[0].call
     together = Together(wishes)

@@ -28,8 +28,8 @@ _NEEDED: Final = {
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 _PROTOCOL: Final = "http/protobuf"
 
-# What OpenTelemetry's conventions for gRPC servers call an error; the others are the caller's.
-_OUR_FAULT: Final = {
+# The codes that OpenTelemetry's conventions for gRPC call errors of the server; all others are the caller's.
+_SERVER_ERRORS: Final = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.DEADLINE_EXCEEDED,
     grpc.StatusCode.UNIMPLEMENTED,
@@ -38,17 +38,16 @@ _OUR_FAULT: Final = {
     grpc.StatusCode.DATA_LOSS,
 }
 
-
-# Seconds that the last spans have to be sent.
+# Seconds that the process waits at its end for the last spans to be sent.
 _LAST_SPANS: Final = 3.0
 
 
 class TracingError(Exception):
-    """Traces are asked for and cannot be had; the text says why, in one line."""
+    """Tracing is asked for but not possible; the text says why, in one line."""
 
 
 class Tracing(NamedTuple):
-    """How spans are made, and how the last ones are sent off."""
+    """Makes the spans of calls and statements. `close` sends the last ones."""
 
     call: Callable[[str, grpc.ServicerContext], AbstractContextManager[str]]
     statement: Callable[[], AbstractContextManager[object]]
@@ -94,7 +93,7 @@ def _set_up(exporter: str) -> Tracing:
         sender = OTLPSpanExporter()
     else:
         sender = ConsoleSpanExporter()
-    # What the variables say of the service wins.
+    # Attributes from the environment override ours.
     ours = Resource({"service.name": "recalld", "service.version": __version__})
     provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(sender))
@@ -121,7 +120,7 @@ def traced_by(provider: Any) -> Tracing:
             finally:
                 code = status_code(context)
                 span.set_attribute("rpc.grpc.status_code", code.value[0])
-                if code in _OUR_FAULT:
+                if code in _SERVER_ERRORS:
                     span.set_status(Status(StatusCode.ERROR, code.name))
 
     @contextmanager
@@ -141,7 +140,7 @@ def traced_by(provider: Any) -> Tracing:
                 raise
 
     def close() -> None:
-        # Without a collector it would try again and again.
+        # Without a collector, shutdown would retry for long.
         sending = threading.Thread(target=provider.shutdown, name="recalld-traces", daemon=True)
         sending.start()
         sending.join(_LAST_SPANS)

@@ -17,11 +17,11 @@ log = logging.getLogger(__name__)
 
 _OPTIONS: Final = [
     ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    # Between the first and the second a call would be turned away at random.
+    # The soft and the hard limit: between them gRPC refuses calls at random, so they are the same.
     ("grpc.max_metadata_size", MAX_CALL_METADATA_BYTES),
     ("grpc.absolute_max_metadata_size", MAX_CALL_METADATA_BYTES),
-    # With it gRPC counts calls that are answered but not yet cleaned up, and refuses one that the client was right to
-    # send: of a client with more to do than max_calls_per_connection (256) 156 calls of 2,000 failed.
+    # With this protection gRPC also counts calls that are answered but not yet cleaned up, and refuses calls that the
+    # client may send: 156 of 2,000, of a client with more to do than max_calls_per_connection (256) lets it do at once.
     ("grpc.http.overload_protection", 0),
     # Clients may ping this often, also between calls, to keep a connection open through a NAT or balancer; by default
     # gRPC cuts off whoever pings more than once in 5 minutes.
@@ -32,7 +32,7 @@ _OPTIONS: Final = [
     ("grpc.keepalive_timeout_ms", 20_000),
 ]
 
-# Files that a process may open besides connections of clients and of the pool: for metrics, certificates, and itself.
+# File descriptors that a process needs besides connections of clients and of the pool.
 _OTHER_FILES: Final = 100
 
 
@@ -41,8 +41,8 @@ def options(settings: Settings, *, share_port: bool) -> list[tuple[str, int]]:
 
     Args:
         settings: of the server.
-        share_port: whether others may listen on the same port. Two servers that do so by accident share its connections
-            silently.
+        share_port: whether others may listen on the same port. Two servers that do so by accident would share its
+            connections silently.
     """
     return [
         *_OPTIONS,
@@ -53,12 +53,12 @@ def options(settings: Settings, *, share_port: bool) -> list[tuple[str, int]]:
 
 
 def _most_connections(settings: Settings) -> int:
-    """How many clients may be connected: a process all of whose files they take cannot reach its database.
+    """How many clients may be connected, so that they leave file descriptors for connections to the database.
 
-    It is counted for each address that the host of `listen` has.
+    gRPC counts them for each address that the host of `listen` has.
     """
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    # Of each connection of the pool a statement may have to be stopped, by way of another connection.
+    # Each connection of the pool may need a second one, for a cancel request.
     left = files - 2 * settings.pool_size - _OTHER_FILES
     if files == resource.RLIM_INFINITY or left >= settings.max_connections:
         return settings.max_connections

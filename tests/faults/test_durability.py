@@ -20,7 +20,6 @@ from tests.contract.asking import said
 from tests.faults.cluster import Cluster, cluster
 from tests.faults.ledger import Ledger, wrongs
 from tests.faults.replica import Replica, replica
-from tests.integration.conftest import Client as AllCalls
 from tests.integration.conftest import connected, serving
 from tests.integration.test_invariants import operations, violations
 
@@ -30,7 +29,7 @@ SEED = 5
 @contextmanager
 def everything_else(channel: grpc.Channel) -> Iterator[None]:
     """Meanwhile two callers delete, purge, update and so on, whatever becomes of it."""
-    client = AllCalls(channel)
+    client = Client(channel)
     enough = threading.Event()
 
     def work(seed: int) -> None:

@@ -23,6 +23,7 @@ from grpc_status import rpc_status
 from recall.v1.memory_pb2 import AddMemoryRequest, DeleteMessageRequest, GetMemoryRequest, ListMessagesRequest, Message
 from recall.v1.session_pb2 import StreamSessionsRequest
 from recalld.app import Server
+from recalld.client import Client
 from recalld.domain import LocalCall
 from recalld.limits import MIB
 from recalld.services import interceptors, overload
@@ -41,7 +42,7 @@ from tests.fuzz.http2 import (
     grpc_message,
     header_block,
 )
-from tests.integration.conftest import Client, connected, serving
+from tests.integration.conftest import connected, serving
 from tests.processes import DEADLINE, SERVING
 from tests.waiting import wait_until
 

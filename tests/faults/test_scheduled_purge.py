@@ -17,13 +17,14 @@ import pytest
 
 from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
 from recall.v1.session_pb2 import DeleteSessionRequest
+from recalld.client import Client
 from recalld.domain import LocalCall, NewMemory
 from recalld.purging import LEASE_TTL
 from recalld.storage import PostgresStore
 from tests.contract.asking import said
 from tests.faults.cluster import free_port
 from tests.faults.scraping import metric
-from tests.integration.conftest import Client, connected, serving
+from tests.integration.conftest import connected, serving
 from tests.processes import DEADLINE, Process, running
 from tests.waiting import wait_until
 

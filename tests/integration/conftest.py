@@ -10,23 +10,9 @@ import grpc
 import pytest
 from pydantic import SecretStr
 
-from recall.v1.admin_pb2_grpc import AdminServiceStub
-from recall.v1.memory_pb2_grpc import MemoryServiceStub
-from recall.v1.session_pb2_grpc import SessionServiceStub
-from recall.v1.user_pb2_grpc import UserServiceStub
 from recalld.app import Server
+from recalld.client import Client
 from recalld.settings import Settings
-
-
-class Client:
-    """The four stubs on one channel. Calls have a deadline, so that a hanging one fails its test."""
-
-    def __init__(self, channel: grpc.Channel) -> None:
-        self.channel = channel
-        self.sessions = SessionServiceStub(channel)
-        self.memory = MemoryServiceStub(channel)
-        self.users = UserServiceStub(channel)
-        self.admin = AdminServiceStub(channel)
 
 
 @contextmanager

@@ -21,8 +21,9 @@ from recall.v1.session_pb2 import (
     GetSessionRequest,
     StreamSessionsRequest,
 )
+from recalld.client import Client
 from recalld.services.call import RpcCall
-from tests.integration.conftest import Client, connected, serving
+from tests.integration.conftest import connected, serving
 from tests.waiting import becomes
 
 

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 
 from recall.v1 import session_pb2, user_pb2
 from recalld.app import Server
-from tests.integration.conftest import Client
+from recalld.client import Client
 from tests.integration.versions import (
     DEADLINE,
     FUTURE,

@@ -39,6 +39,7 @@ from recall.v1.session_pb2 import (
     UpdateSessionRequest,
 )
 from recall.v1.user_pb2 import CreateUserRequest, DeleteUserRequest
+from recalld.client import Client
 from recalld.domain import LocalCall, NewMemory, Profile, PurgeQuery
 from recalld.errors import NotDeleted
 from recalld.storage import PostgresStore, memory, users
@@ -47,7 +48,6 @@ from recalld.storage.sessions import find
 from tests.contract.asking import purge as purge_store
 from tests.contract.asking import said
 from tests.integration.callers import lock_waits
-from tests.integration.conftest import Client
 from tests.processes import DEADLINE
 from tests.waiting import wait_until
 

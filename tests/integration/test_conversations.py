@@ -37,7 +37,8 @@ from recall.v1.session_pb2 import (
     StreamSessionsRequest,
 )
 from recall.v1.user_pb2 import CreateUserRequest, DeleteUserRequest
-from tests.integration.conftest import Client, connected, serving
+from recalld.client import Client
+from tests.integration.conftest import connected, serving
 
 OURS = Path(__file__).parent.parent / "data"
 REAL = Path(__file__).parents[3] / "shared" / "data" / "locomo"

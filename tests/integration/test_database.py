@@ -14,7 +14,7 @@ from recalld.cli.doctor import Finding, examine
 from recalld.domain import LocalCall, NewMemory
 from recalld.errors import DeadlineExceeded, Overloaded, ShuttingDown, StorageUnavailable
 from recalld.settings import Settings
-from recalld.storage import Database, PostgresStore
+from recalld.storage import Database, MigrationError, PostgresStore, check_schema
 from tests.contract.asking import said
 from tests.postgres import Databases, open_database, url_of
 
@@ -177,6 +177,8 @@ def test_a_database_in_another_encoding_is_refused_with_what_to_do(
                 told = "the database's encoding is LATIN1"
                 remedy = "make one with createdb --encoding UTF8 --template template0"
                 assert capsys.readouterr().err == f"recalld: {told}: {remedy}\n"
+                with pytest.raises(MigrationError, match=told):  # how a server that does not migrate looks at it
+                    check_schema(latin)
                 found = list(examine(Settings.load({"listen": ":0", "database_url": latin})))
                 assert found[-1] == Finding("error", "database", told, remedy)
             finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recalld.app import Server
-from tests.integration.conftest import Client
+from recalld.client import Client
 from tests.integration.test_readme import Block, run_python
 
 ROOT = Path(__file__).parents[2]

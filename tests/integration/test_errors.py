@@ -14,7 +14,8 @@ from recall.v1.session_pb2 import (
     StreamSessionsRequest,
     UpdateSessionRequest,
 )
-from tests.integration.conftest import Client, connected, serving
+from recalld.client import Client
+from tests.integration.conftest import connected, serving
 
 
 def test_a_database_error_that_nobody_foresaw_is_internal_with_an_id_that_is_in_the_log(

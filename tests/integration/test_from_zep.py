@@ -17,7 +17,7 @@ from google.protobuf.json_format import MessageToDict
 
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
 from recalld.app import Server
-from tests.integration.conftest import Client
+from recalld.client import Client
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "from-zep.md").read_text("utf-8")

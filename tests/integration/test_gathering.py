@@ -23,12 +23,12 @@ from recall.v1.memory_pb2 import (
     UpdateMessageRequest,
 )
 from recall.v1.session_pb2 import DeleteSessionRequest
-from recalld.client import reason_of
+from recalld.client import Client, reason_of
 from recalld.limits import KIB
 from recalld.storage.keys import session_key
 from tests.faults.waiting import tables_locked
 from tests.integration.callers import row_locked
-from tests.integration.conftest import Client, connected, serving
+from tests.integration.conftest import connected, serving
 from tests.waiting import wait_until
 
 DEADLINE = 20.0

@@ -30,7 +30,8 @@ from recall.v1.session_pb2 import (
     UpdateSessionRequest,
 )
 from recall.v1.user_pb2 import CreateUserRequest, DeleteUserRequest, UndeleteUserRequest
-from tests.integration.conftest import Client, connected, serving
+from recalld.client import Client
+from tests.integration.conftest import connected, serving
 
 THREADS = 16
 CALLS = 300  # of each thread

@@ -27,8 +27,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from recalld.app import Server
 from recalld.cli import run
+from recalld.client import Client
 from tests import grpcurl
-from tests.integration.conftest import Client
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 ADDRESS = "127.0.0.1:50051"

@@ -14,11 +14,12 @@ import pytest
 
 from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
 from recalld import transport
+from recalld.client import Client
 from recalld.limits import KIB, MAX_CALL_METADATA_BYTES, MAX_CONTENT_BYTES, MAX_REQUEST_BYTES
 from recalld.storage.appends import MOST_CHARACTERS
 from tests.fuzz.http2 import Connection
 from tests.integration.callers import Caller, calling, row_locked
-from tests.integration.conftest import Client, serving
+from tests.integration.conftest import serving
 from tests.processes import DEADLINE, running
 from tests.waiting import becomes
 

@@ -24,7 +24,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from recall.v1 import admin_pb2, memory_pb2, session_pb2, user_pb2
 from recalld.app import Server
-from tests.integration.conftest import Client
+from recalld.client import Client
 
 RELEASED = sorted((Path(__file__).parents[2] / "protos" / "released").glob("*.binpb"))
 PACKAGE = "recall.v1"

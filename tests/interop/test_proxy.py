@@ -15,7 +15,8 @@ from recall.v1.memory_pb2 import AddMemoryRequest, GetMemoryRequest, Message
 from recall.v1.memory_pb2_grpc import MemoryServiceStub
 from recall.v1.session_pb2 import GetSessionRequest
 from recall.v1.session_pb2_grpc import SessionServiceStub
-from tests.integration.conftest import Client, connected, serving
+from recalld.client import Client
+from tests.integration.conftest import connected, serving
 from tests.interop.proxy import Fate, Proxy, dropping
 from tests.served import served
 

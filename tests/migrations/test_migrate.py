@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -101,6 +102,44 @@ def test_steps_from_before_one_that_waited_for_a_lock_are_told_of_too(
         assert migrate(empty_url, "german") == [*STEPS[3:], "search language german"]
 
     assert "others hold a lock" in caplog.text
+
+
+def test_after_the_last_attempt_at_a_lock_migrate_fails_at_once_and_announces_no_other(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = import_module("recalld.storage.migrate")
+    pauses: list[float] = []
+    monkeypatch.setattr(module, "_LOCK_ATTEMPTS", 2)
+    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=pauses.append))
+
+    def held_up() -> list[str]:
+        raise psycopg.errors.LockNotAvailable
+
+    with pytest.raises(MigrationError, match="others hold a lock") as caught:
+        module._patiently(held_up)
+
+    assert isinstance(caught.value.__cause__, psycopg.errors.LockNotAvailable)
+    assert caplog.messages == ["others hold a lock that a migration needs; attempt 2"]
+    assert len(pauses) == 1
+
+
+def test_a_step_that_loses_its_connection_while_it_builds_an_index_says_that_the_database_is_unavailable(
+    empty_url: str,
+) -> None:
+    upgrade(empty_url, "0004")
+    migrating = "select pid from pg_stat_activity where application_name = 'recalld migrate'"
+    migrating += " and datname = current_database() and wait_event_type = 'Lock'"
+    with ThreadPoolExecutor(1) as thread, psycopg.connect(empty_url, autocommit=True) as watcher:
+        with psycopg.connect(empty_url) as holder:
+            holder.execute("lock table recalld.message in access share mode")  # 0005 waits for it
+            running = thread.submit(migrate, empty_url, "english")
+            wait_until(lambda: watcher.execute(migrating).fetchone(), "no step waits for a lock")
+            watcher.execute(f"select pg_terminate_backend(pid) from ({migrating}) as m".encode())
+            with pytest.raises(StorageUnavailable) as caught:
+                running.result(30)
+        assert isinstance(caught.value.__cause__, psycopg.OperationalError)
+
+    assert migrate(empty_url, "english") == STEPS[4:]
 
 
 def test_a_newer_schema_that_leaves_this_version_working_is_served_with_a_warning(

@@ -184,3 +184,18 @@ def test_lines_below_the_level_are_not_written(set_up: SetUp) -> None:
     stream = set_up("text", "WARNING")
     log.info("no")
     assert written(stream) == ""
+
+
+def test_an_event_that_cannot_be_formatted_takes_no_other_along(set_up: SetUp) -> None:
+    class Unspeakable:
+        def __str__(self) -> str:
+            raise RuntimeError("no words for it")
+
+    stream = set_up("text")
+    log.info("before")
+    log.info(Unspeakable())
+    log.info("after")
+    wait_until(lambda: "recalld.test: after\n" in stream.getvalue(), "what came after it was not written")
+    assert "recalld.test: before\n" in stream.getvalue()
+    log.info("later")
+    wait_until(lambda: "recalld.test: later\n" in stream.getvalue(), "nothing is written any more")

@@ -128,7 +128,7 @@ def test_a_quick_call_that_need_not_wait_any_more_is_cancelled_by_no_other(
 
 
 def test_a_watcher_that_is_told_something_does_not_count_among_those_that_wait(quick: QuickCalls) -> None:
-    """It has its own bound, see HealthServicer.cancel_deaf."""
+    """It has its own bound, see HealthServicer.cancel_stalled."""
     tellers = Gathering(1, most=1, aside=lambda errand: errand()(), name="test-tellers")
     watchers = [Opened() for _ in range(4)]
     for watcher in watchers:

@@ -1,4 +1,4 @@
-"""Purging on a schedule, on a clock of the test's: whose turn it is, how hard it works, and what stops it."""
+"""Purging on a schedule, on a clock of the test's: who holds the lease, how hard it works, and what stops it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ class Store:
             yield PurgeProgress(done, 10 * done, 0)
 
 
-class Turn:
+class Lease:
     """A lease, by the world's clock, of which `others` may have the first seconds."""
 
     def __init__(self, world: World, *, others: float = 0.0) -> None:
@@ -129,10 +129,10 @@ class Turn:
 
 
 def run(
-    store: Store, turn: Turn, *, busy: Callable[[], bool] = lambda: False, interval: timedelta = INTERVAL
+    store: Store, lease: Lease, *, busy: Callable[[], bool] = lambda: False, interval: timedelta = INTERVAL
 ) -> Metrics:
     metrics = Metrics()
-    Purger(store, turn, busy, RETENTION, interval, metrics).start()
+    Purger(store, lease, busy, RETENTION, interval, metrics).start()
     return metrics
 
 
@@ -145,7 +145,7 @@ def test_it_purges_every_namespace_once_an_interval(
 ) -> None:
     world = World(monkeypatch, ends_at=INTERVAL.total_seconds() + 60)
     with caplog.at_level(logging.INFO):
-        metrics = run(Store(world, {"a": 2, "b": 3}), Turn(world))
+        metrics = run(Store(world, {"a": 2, "b": 3}), Lease(world))
 
     assert world.happened == ["take", "purge a", "purge b", "give back for 3600 s", "take", "give back for 3600 s"]
     assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 5
@@ -158,28 +158,28 @@ def test_it_purges_only_what_was_deleted_before_the_retention(monkeypatch: pytes
     world = World(monkeypatch, ends_at=20)
     store = Store(world, {})
     before = datetime.now(UTC)
-    run(store, Turn(world))
+    run(store, Lease(world))
     [cutoff] = store.cutoffs
     assert before <= cutoff + RETENTION <= datetime.now(UTC)
 
 
 def test_it_purges_nothing_while_it_is_another_servers_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, ends_at=200)
-    metrics = run(Store(world, {"a": 1}), Turn(world, others=1000))
+    metrics = run(Store(world, {"a": 1}), Lease(world, others=1000))
     assert world.happened == []
     assert metrics.registry.get_sample_value("recalld_purge_last_success_timestamp_seconds") == 0
 
 
 def test_it_looks_often_enough_to_take_over_soon_from_a_server_that_died(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, ends_at=100)
-    run(Store(world, {"a": 1}), Turn(world, others=TTL), interval=timedelta(days=7))
+    run(Store(world, {"a": 1}), Lease(world, others=TTL), interval=timedelta(days=7))
     assert world.happened[0] == "take"
     assert world.waits[:3] == [15, 15, 0]
 
 
 def test_it_rests_after_each_step_for_as_long_as_the_step_took(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, ends_at=60)
-    run(Store(world, {"a": 3}, seconds=0.25), Turn(world))
+    run(Store(world, {"a": 3}, seconds=0.25), Lease(world))
     assert world.waits[1:4] == [0.25, 0.25, 0.25]
 
 
@@ -192,7 +192,7 @@ def test_it_stays_away_while_calls_wait_but_not_for_ever(monkeypatch: pytest.Mon
         began = world.now if began is None else began
         return True
 
-    metrics = run(Store(world, {"a": 2}), Turn(world), busy=busy)
+    metrics = run(Store(world, {"a": 2}), Lease(world), busy=busy)
     assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 2
     # The look, then for each of two steps its rest and the wait for calls to get through.
     assert began is not None
@@ -202,9 +202,9 @@ def test_it_stays_away_while_calls_wait_but_not_for_ever(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("steps", [{"a": 40}, dict.fromkeys("abcdefghij", 4)], ids=["one namespace", "many"])
 def test_a_long_purge_keeps_its_turn(steps: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, ends_at=400)
-    turn = Turn(world)
-    metrics = run(Store(world, steps, seconds=2), turn)
-    assert not turn.overdue
+    lease = Lease(world)
+    metrics = run(Store(world, steps, seconds=2), lease)
+    assert not lease.overdue
     assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 40
 
 
@@ -212,22 +212,22 @@ def test_a_server_that_lost_its_turn_stops_at_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(monkeypatch, ends_at=60)  # before the next look
-    turn = Turn(world)
+    lease = Lease(world)
     store = Store(world, {"a": 9}, seconds=TTL + 1)
-    metrics = run(store, turn)
-    assert turn.overdue
+    metrics = run(store, lease)
+    assert lease.overdue
     assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 1
     assert metrics.registry.get_sample_value("recalld_purge_last_success_timestamp_seconds") == 0
-    assert "lost its turn" in caplog.text
+    assert "lost its lease" in caplog.text
     assert not [event for event in world.happened if event.startswith("give back for 3600")]
 
 
 def test_a_run_goes_on_after_failures_and_keeps_its_turn_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, ends_at=120)
-    store, turn = Store(world, {"a": 1}), Turn(world)
+    store, lease = Store(world, {"a": 1}), Lease(world)
     store.failures = [StorageUnavailable() for _ in range(9)]
-    metrics = run(store, turn)
-    assert not turn.overdue
+    metrics = run(store, lease)
+    assert not lease.overdue
     assert world.happened == ["take", "purge a", "give back for 3600 s"]
     assert metrics.registry.get_sample_value("recalld_purge_last_success_timestamp_seconds") != 0
 
@@ -238,7 +238,7 @@ def test_a_run_that_cannot_even_begin_is_given_up_until_the_next_is_due(
     world = World(monkeypatch, ends_at=INTERVAL.total_seconds() + 100)
     store = Store(world, {"a": 1})
     store.failures = [StorageUnavailable() for _ in range(10)]
-    run(store, Turn(world))
+    run(store, Lease(world))
     assert warnings(caplog) == ["the purge is given up until its next run everywhere (STORAGE_UNAVAILABLE)"]
     assert world.happened == ["take", "give back for 3600 s", "take", "purge a", "give back for 3600 s"]
 
@@ -249,7 +249,7 @@ def test_a_namespace_whose_purge_fails_comes_after_the_others_and_is_given_up_at
     world = World(monkeypatch, ends_at=100)
     store = Store(world, {"a": 1, "b": 2, "c": 3})
     store.failing = {"a": Contention()}
-    metrics = run(store, Turn(world))
+    metrics = run(store, Lease(world))
     assert world.happened == ["take", "purge a", "purge b", "purge c", *["purge a"] * 10, "give back for 3600 s"]
     assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 5
     # By which the alert of docs/operations.md knows.
@@ -261,15 +261,15 @@ def test_what_one_run_has_given_up_the_next_tries_again(monkeypatch: pytest.Monk
     world = World(monkeypatch, ends_at=2 * INTERVAL.total_seconds())
     store = Store(world, {"a": 1})
     store.failing = {"a": Contention()}
-    turn = Turn(world)
-    give_back = turn.give_back
+    lease = Lease(world)
+    give_back = lease.give_back
 
     def repaired(pause: timedelta) -> None:
         give_back(pause)
         store.failing.clear()
 
-    monkeypatch.setattr(turn, "give_back", repaired)
-    metrics = run(store, turn)
+    monkeypatch.setattr(lease, "give_back", repaired)
+    metrics = run(store, lease)
     assert world.happened[-4:] == ["give back for 3600 s", "take", "purge a", "give back for 3600 s"]
     assert metrics.registry.get_sample_value("recalld_purge_last_success_timestamp_seconds") != 0
 
@@ -281,7 +281,7 @@ def test_however_many_namespaces_fail_those_behind_them_are_purged(
     failing = [f"f{number}" for number in range(25)]
     store = Store(world, dict.fromkeys([*failing, "healthy"], 1))
     store.failing = dict.fromkeys(failing, Contention())
-    run(store, Turn(world))
+    run(store, Lease(world))
     assert world.happened.count("purge healthy") == 1
     assert max(map(world.happened.count, world.happened)) == 2, "one is tried again and again"
     [warning] = warnings(caplog)
@@ -302,7 +302,7 @@ def test_only_what_removes_something_is_progress(
             raise Contention
 
     monkeypatch.setattr(store, "purge", a_step)
-    run(store, Turn(world))
+    run(store, Lease(world))
     assert bool(warnings(caplog)) == given_up
 
 
@@ -313,7 +313,7 @@ def test_a_namespace_whose_purge_costs_the_turn_does_not_keep_the_same_others_wa
     store = Store(world, {"a": 1, "b": 1, "c": 1})
     store.failing = {"a": DeadlineExceeded()}
     store.failing_takes = TTL + 1
-    run(store, Turn(world))
+    run(store, Lease(world))
     assert world.happened[:5] == ["take", "purge a", "take", "purge c", "purge b"]
 
 
@@ -323,7 +323,7 @@ def test_a_defect_in_one_namespace_does_not_keep_the_others_from_being_purged(
     world = World(monkeypatch, ends_at=100)
     store = Store(world, {"a": 1, "b": 1})
     store.failing = {"a": ZeroDivisionError()}
-    run(store, Turn(world))
+    run(store, Lease(world))
     assert world.happened == ["take", "purge a", "purge b", *["purge a"] * 10, "give back for 3600 s"]
     assert warnings(caplog) == ["the purge is given up until its next run in 'a' (ZeroDivisionError)"]
     assert "Traceback" in caplog.text
@@ -331,7 +331,7 @@ def test_a_defect_in_one_namespace_does_not_keep_the_others_from_being_purged(
 
 def test_a_server_that_stops_lets_another_go_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(monkeypatch, ends_at=18)
-    metrics = run(Store(world, {"a": 9}, seconds=1), Turn(world))
+    metrics = run(Store(world, {"a": 9}, seconds=1), Lease(world))
     assert metrics.registry.get_sample_value("recalld_purged_total", {"kind": "sessions"}) == 2
     assert world.happened == ["take", "purge a", "give back for 0 s"]
 
@@ -340,7 +340,7 @@ def test_it_ends_when_the_pool_is_closed(monkeypatch: pytest.MonkeyPatch) -> Non
     world = World(monkeypatch, ends_at=1000)
     store = Store(world, {"a": 1})
     store.failures = [ShuttingDown()]
-    run(store, Turn(world))
+    run(store, Lease(world))
     assert world.now < 100
 
 
@@ -348,8 +348,8 @@ def test_a_defect_costs_one_look_and_not_the_schedule(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     world = World(monkeypatch, ends_at=100)
-    turn = Turn(world)
-    take = turn.take
+    lease = Lease(world)
+    take = lease.take
     defects = [ZeroDivisionError()]
 
     def fails_once() -> bool:
@@ -357,7 +357,7 @@ def test_a_defect_costs_one_look_and_not_the_schedule(
             raise defects.pop()
         return take()
 
-    monkeypatch.setattr(turn, "take", fails_once)
-    run(Store(world, {"a": 1}), turn)
+    monkeypatch.setattr(lease, "take", fails_once)
+    run(Store(world, {"a": 1}), lease)
     assert "the purge failed" in caplog.text
     assert world.happened == ["take", "purge a", "give back for 3600 s"]

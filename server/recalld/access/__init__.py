@@ -1,4 +1,4 @@
-"""Who calls, and what they may do: principals, and the ways to prove that one is one.
+"""Authentication and authorisation: principals, scopes, and what authenticates a caller.
 
 Nothing here knows gRPC or Postgres. `recalld.services.admission` asks, once a call; API keys live in
 `recalld.storage.api_keys`.
@@ -56,13 +56,13 @@ class Authenticator(Protocol):
         """Whether the credential looks like one of this kind, genuine or not."""
 
     def authenticate(self, credential: str, call: Call) -> Principal:
-        """The principal that the credential was given to.
+        """The principal that the credential was issued to.
 
         Args:
             credential: as the caller sent it, without `Bearer `.
-            call: what it came with; asking the database must not outlast it.
+            call: the call that it came with, which bounds the queries that are needed.
 
-        Raises CredentialInvalid, CredentialExpired, and StorageUnavailable when nobody can tell.
+        Raises CredentialInvalid, CredentialExpired, and StorageUnavailable when it cannot be checked.
         """
 
 
@@ -76,7 +76,7 @@ def parse_namespace(value: object) -> str:
 
 
 def parse_scopes(values: Sequence[object]) -> frozenset[Scope]:
-    """The scopes of these names. Raises InvalidField for one that there is not."""
+    """The scopes of these names. Raises InvalidField for an unknown one."""
     try:
         return frozenset(Scope(value) for value in values)
     except ValueError:

@@ -21,16 +21,16 @@ from recalld.limits import REVOCATION_SECONDS
 _PREFIX: Final = "recalld_"
 _KEY: Final = re.compile(_PREFIX + r"([0-9a-f]{12})_([0-9A-Za-z_-]{43})", re.ASCII)
 
-# A key is looked up again, by one call at a time, when what is known of it is this old (seconds); the others go on with
-# what is known. So a busy key costs no call a wait, and a short absence of the database none its answer.
+# Seconds after which a cached key is looked up again, by one call at a time, while other calls use the cached one. So
+# only that call waits for a busy key, and a short outage of the database fails no call.
 _FRESH: Final = REVOCATION_SECONDS / 2
 
-# Entries, about 500 bytes each. Only keys that exist get one.
+# Entries of the cache, about 500 bytes each. Only keys that exist are cached.
 _MOST_KNOWN: Final = 10_000
 
 
 class NewKey(NamedTuple):
-    """A key in full, which nobody can make out again from what is stored of it."""
+    """A key in full. It cannot be recovered from what is stored of it."""
 
     key_id: str
     text: str
@@ -64,7 +64,7 @@ def make_key() -> NewKey:
 
 @dataclass(slots=True)
 class _Known:
-    """A key as it was at `time` (monotonic seconds). Whoever has the turn looks it up again."""
+    """A cached key, as it was at `time` (monotonic seconds). The call that holds `turn` looks it up again."""
 
     key: ApiKey
     time: float
@@ -72,7 +72,7 @@ class _Known:
 
 
 class ApiKeyAuthenticator:
-    """Knows API keys, and remembers those in use, so that few calls need the database.
+    """Authenticates API keys, with a cache of those in use, so that few calls need the database.
 
     A key that was revoked stops working within REVOCATION_SECONDS.
 
@@ -97,7 +97,7 @@ class ApiKeyAuthenticator:
         key = self._look_up(key_id, call)
         if key is None or not compare_digest(key.digest, _digest(secret)):
             raise CredentialInvalid
-        # Whatever the time: it comes from the clock of whoever revoked the key, which may be ahead of ours.
+        # Whatever the time is: it was set by the clock of the command that revoked the key, which may be ahead of ours.
         if key.revoke_time is not None:
             raise CredentialInvalid
         if key.expire_time is not None and key.expire_time <= datetime.now(UTC):
@@ -114,7 +114,7 @@ class ApiKeyAuthenticator:
         try:
             return self._fetch(key_id, call)
         except (StorageUnavailable, Overloaded):
-            # Asking took its time too.
+            # The look-up took time too: the cached key may be too old by now.
             if self._clock() - known.time >= REVOCATION_SECONDS:
                 raise
             return known.key

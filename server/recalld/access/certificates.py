@@ -1,4 +1,4 @@
-"""Whose certificates are whose: TLS for the server, and the names of clients that show a certificate of their own."""
+"""Certificates: the server's own for TLS, and which principal a client's certificate stands for (mutual TLS)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FIELDS: Final = {"namespace", "scopes"}
 
 
 class Certificates(NamedTuple):
-    """The server's certificate chain and key in PEM, and who signs its clients' certificates, if they need any."""
+    """The server's certificate chain and key in PEM, and the CA of its clients' certificates if they need one."""
 
     chain: bytes
     key: bytes
@@ -37,12 +37,12 @@ def watch_certificates(cert_file: Path, key_file: Path, client_ca_file: Path | N
 
 
 def expiry(cert_file: Path) -> datetime:
-    """Until when the certificate in the file is good. Raises FileError."""
+    """When the certificate in the file expires. Raises FileError."""
     return _parse_chain(read_bytes(cert_file), cert_file)[0].not_valid_after_utc
 
 
 def name_of(cert_file: Path) -> str:
-    """A name that the certificate in the file is good for: a host's, an IP address, or "". Raises FileError."""
+    """A host name or IP address that the certificate in the file is issued for, or "". Raises FileError."""
     certificate = _parse_chain(read_bytes(cert_file), cert_file)[0]
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
@@ -57,7 +57,7 @@ def name_of(cert_file: Path) -> str:
 
 
 def check_certificates(ca_file: Path | None, cert_file: Path | None, key_file: Path | None) -> None:
-    """Looks into what a client is given. Raises FileError when it is no certificate, or the key of another one."""
+    """Checks the files of a client. Raises FileError for one that is no certificate, or a key that does not match."""
     if cert_file is not None and key_file is not None:
         _read_certificates(cert_file, key_file, ca_file)
     elif ca_file is not None:

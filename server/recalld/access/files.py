@@ -1,4 +1,4 @@
-"""Files that may change while the server runs: certificates, keys, and who they belong to."""
+"""Files that may change while the server runs: certificates, keys and identities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Seconds between two looks.
+# Seconds between two checks for changes.
 _INTERVAL: Final = 1.0
 
 _Signature = list[tuple[int, ...]]
@@ -24,14 +24,14 @@ class FileError(Exception):
 
 
 class Watched(Generic[T]):
-    """What files say, read again when one of them changes.
+    """A value read from files, read again when one of them changes.
 
-    A change that cannot be read is logged, and what was read before goes on to hold: of two files that belong together
-    one is replaced first. Safe for use by several threads.
+    If the changed files cannot be used, that is logged and the old value stays: of two files that belong together, one
+    is replaced first. Thread-safe.
 
     Args:
         paths: the files.
-        read: makes something of them; raises FileError.
+        read: reads the value; raises FileError.
         clock: seconds that never go backwards.
 
     Raises FileError when they cannot be read the first time.
@@ -49,7 +49,7 @@ class Watched(Generic[T]):
         self._next_look = clock() + _INTERVAL
 
     def get(self) -> T:
-        """What the files say, at most a second ago."""
+        """The value as of at most a second ago."""
         if self._clock() >= self._next_look and self._lock.acquire(blocking=False):
             try:
                 self._look()

@@ -10,7 +10,7 @@ from typing import Final
 
 from recalld.errors import QuotaExceeded
 
-# Namespaces whose use is kept in mind, though more when more call at once.
+# Namespaces above which idle ones are forgotten. More are kept if more have calls in progress.
 _MOST_KNOWN: Final = 10_000
 
 # Seconds after which a call that was turned away may try again, at least: of many that wait, one has its turn sooner.
@@ -52,7 +52,7 @@ class Quotas:
         return bool(self._rate or self._concurrency)
 
     def enter(self, namespace: str) -> None:
-        """Counts a call in, which must be followed by `leave`. Raises QuotaExceeded, with nothing counted."""
+        """Counts a call as begun; `leave` must follow. Raises QuotaExceeded, and then counts nothing."""
         with self._lock:
             now = self._clock()
             use = self._uses.get(namespace) or self._new(namespace, now)
@@ -68,13 +68,13 @@ class Quotas:
             use.calls += 1
 
     def leave(self, namespace: str) -> None:
-        """Counts a call out."""
+        """Counts a call as ended."""
         with self._lock:
             self._uses[namespace].calls -= 1
 
     def _new(self, namespace: str, now: float) -> _Use:
         if len(self._uses) >= _MOST_KNOWN:
-            # These are as if they had never called.
+            # Their buckets are full: to forget them changes nothing.
             idle = [name for name, use in self._uses.items() if not use.calls and now - use.time >= self._refill]
             for name in idle:
                 del self._uses[name]
@@ -83,5 +83,5 @@ class Quotas:
 
 
 def _spread(seconds: float) -> float:
-    """This long or up to twice: callers that are turned away together must not come back together."""
+    """A random time from this long to twice as long, so that callers refused together do not retry together."""
     return seconds * (1 + random())

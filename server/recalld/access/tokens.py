@@ -1,4 +1,4 @@
-"""JSON Web Tokens (RFC 7519): bearer credentials that somebody else signed, checked without asking anybody."""
+"""JSON Web Tokens (RFC 7519): bearer credentials signed by an issuer, checked without asking it or the database."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from recalld.errors import CredentialExpired, CredentialInvalid, InvalidField
 # RFC 7518 asks this much of the modulus of an RS256 key.
 _LEAST_RSA_BITS: Final = 2048
 
-# Seconds by which the clock of whoever signs may be ahead of ours, or behind.
+# Seconds by which the issuer's clock may be ahead of ours, or behind.
 _LEEWAY: Final = 30.0
 
 # Tokens whose signatures were checked already, about 300 bytes each.
@@ -35,10 +35,10 @@ _MOST_NAME_CHARACTERS: Final = 256
 
 
 class _Key(NamedTuple):
-    """A key with the one algorithm it is good for.
+    """A key with the one algorithm that it is used for.
 
-    The token's own header never chooses: taking its word is how a public key is made to pass for a secret, and `none`
-    for a signature.
+    The `alg` in a token's header never chooses the algorithm: if it did, an attacker could use a public key as an HMAC
+    secret, or `none` for no signature.
     """
 
     algorithm: str
@@ -50,7 +50,7 @@ _Keys = dict[str | None, _Key]
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a token must say, and where it says what it is good for.
+    """The claims that a token must have, and the names of those that grant access.
 
     Attributes:
         issuer: the only `iss` that is accepted.
@@ -66,7 +66,7 @@ class Claims:
 
 
 class _Known(NamedTuple):
-    """A token that was found good, until then (seconds since the epoch) or until the keys change."""
+    """A token that was found valid: until `expires` (seconds since the epoch), or until the keys change."""
 
     principal: Principal
     expires: float
@@ -74,7 +74,7 @@ class _Known(NamedTuple):
 
 
 class TokenAuthenticator:
-    """Knows tokens, and remembers the good ones: checking a signature costs more than the rest of the admission.
+    """Authenticates tokens, and caches valid ones: to check a signature takes longer than the rest of the admission.
 
     Args:
         keys: the keys that sign, by key id. They may change.
@@ -127,7 +127,7 @@ class TokenAuthenticator:
         except jwt.ExpiredSignatureError:
             raise CredentialExpired from None
         except (jwt.PyJWTError, InvalidField, ValueError, TypeError, OverflowError, RecursionError):
-            # The last four: a parser's ways to say that a text is not what it should be.
+            # The last four are what parsers raise for malformed text.
             raise CredentialInvalid from None
 
 
@@ -138,7 +138,7 @@ def token_authenticator(
 
     Args:
         claims: what a token must say.
-        secret: shared with whoever signs by HS256.
+        secret: shared with the issuer, for HS256.
         key_file: a public key in PEM: RSA for RS256, P-256 for ES256.
         jwks_file: several public keys, as a JSON Web Key Set (RFC 7517).
 
@@ -154,7 +154,7 @@ def token_authenticator(
 
 
 def _choose(keys: _Keys, key_id: object) -> _Key:
-    """The key that a token names; where there is only one, that one, if it has no name or the token names none."""
+    """The key with the token's `kid`; or the only key there is, if it or the token has no `kid`."""
     if (isinstance(key_id, str) or key_id is None) and key_id in keys:
         return keys[key_id]
     if len(keys) == 1 and (key_id is None or None in keys):
@@ -163,7 +163,7 @@ def _choose(keys: _Keys, key_id: object) -> _Key:
 
 
 def _scopes(value: object) -> frozenset[Scope]:
-    """The scopes among the words of a claim. Others, such as `openid`, are for somebody else."""
+    """The scopes in a claim. Other words, such as `openid`, are for other services."""
     words = value.split() if isinstance(value, str) else value if isinstance(value, list) else ()
     return frozenset(scope for scope in Scope if scope.value in words)
 
@@ -188,12 +188,12 @@ def _read_jwks(path: Path) -> _Keys:
     return keys
 
 
-# What a key that does not say is for, by its kty and crv.
+# The algorithm of a JSON Web Key without `alg`, by its `kty` and `crv`.
 _KINDS: Final = {("RSA", ""): "RS256", ("EC", "P-256"): "ES256"}
 
 
 def _verifies(document: dict[str, Any]) -> bool:
-    """Whether a JSON Web Key is meant for signatures that are accepted here. Raises ValueError for a private one."""
+    """Whether a JSON Web Key verifies signatures that are accepted here. Raises ValueError for a private key."""
     if "d" in document:
         raise ValueError("a private key")
     kind = _KINDS.get((document.get("kty", ""), document.get("crv", "")))

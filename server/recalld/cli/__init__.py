@@ -57,19 +57,19 @@ _EXAMPLE: Final = '{"session_id":"demo","messages":[{"role":"user","content":"he
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit status. What goes wrong is told on stderr, one line for each thing."""
-    # gRPC's own lines say in another format what is reported here; the variable set to ERROR or INFO brings them back.
+    """Runs one command and returns its exit status. Errors are reported on stderr, one line each."""
+    # gRPC's own log lines repeat in another format what is reported here; the variable set to INFO or ERROR shows them.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    # As root the embedded Postgres is started by fork() and exec(), which gRPC's handlers of fork() can crash.
+    # As root the embedded Postgres is started by fork() and exec(), in which gRPC's fork handlers can crash.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # no locale has every character
     try:
         status = recalld.main(list(arguments), prog_name="recalld", standalone_mode=False)
-        if sys.stdout is not None:  # as it is where it was closed
+        if sys.stdout is not None:  # it is None if it was closed before the start
             sys.stdout.flush()
         return status if isinstance(status, int) else 0
-    except SystemExit:  # of click and rich, when whoever reads the output has gone
+    except SystemExit:  # raised by click and rich when the reader of the output has gone
         return _FAILURE
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -86,7 +86,7 @@ def run(arguments: Sequence[str]) -> int:
         discard_output()
         complain(f"{error.filename or 'cannot write the output'}: {error.strerror or error}")
         return _FAILURE
-    except ModuleNotFoundError:  # told of by who called
+    except ModuleNotFoundError:  # reported by the caller, __main__
         raise
     except Exception as error:
         if os.environ.get(variable("log_level"), "").upper() == "DEBUG":
@@ -127,8 +127,6 @@ def serve(settings: Settings) -> None:
 @click.option("--sql", "only_sql", is_flag=True, help="Print the SQL of what is pending, and change nothing.")
 def migrate(settings: Settings, distributed: bool, grant_to: str | None, only_sql: bool) -> None:
     """Bring the database to the schema, and the search language, of this version."""
-    import psycopg
-
     from recalld import logs, storage
     from recalld.errors import StorageUnavailable
 
@@ -145,9 +143,7 @@ def migrate(settings: Settings, distributed: bool, grant_to: str | None, only_sq
         raise unavailable(error) from error
     except storage.UnknownLanguage as error:
         raise SettingsError(str(error)) from error
-    except psycopg.errors.InsufficientPrivilege:
-        raise click.ClickException("the database's role may not do that: take the schema's owner") from None
-    except (storage.MigrationError, psycopg.Error) as error:
+    except storage.MigrationError as error:
         raise click.ClickException(one_line(error)) from error
     for step in steps:
         click.echo(f"migrated: {step}")
@@ -258,13 +254,13 @@ def _announce(settings: Settings, address: str) -> None:
         print(f"recalld {__version__} listens on {address}{workers}")
         print(f"data: {where}")
         print(f"try:  grpcurl {options} -d '{_EXAMPLE}' {target} recall.v1.MemoryService/AddMemory", flush=True)
-    except OSError as error:  # a full disk or a reader that has gone keeps nobody from being served
+    except OSError as error:  # a full disk, or a reader that has gone, is no reason not to serve
         discard_output()
         log.warning("cannot write to stdout: %s", error.strerror)
 
 
 def _place(error: Exception) -> str:
-    """The last line of this package that an error passed."""
+    """The innermost line of this package in an error's traceback."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
     return f"{Path(frames[-1].filename).relative_to(_PACKAGE)}:{frames[-1].lineno}"
 

@@ -44,7 +44,7 @@ def health(settings: Settings, service: str | None, timeout: timedelta, **option
 
 
 def _own_server(settings: Settings) -> Client:
-    """A client of the server with these settings, on this machine. It trusts the very certificate that it shows."""
+    """A client of the server with these settings, on this machine. It trusts exactly that server's certificate."""
     from recalld.access.certificates import name_of
     from recalld.access.files import FileError
     from recalld.client import Tls, connect

@@ -57,8 +57,11 @@ def create(
     from recalld.errors import InvalidField
     from recalld.limits import MAX_NAME_CHARACTERS
 
-    described = namespace is not None or bool(scopes) or bool(name)
-    if described if replace is not None else namespace is None or not scopes:
+    if replace is None:
+        sufficient = namespace is not None and bool(scopes)
+    else:
+        sufficient = namespace is None and not scopes and name is None
+    if not sufficient:
         raise click.UsageError("give --namespace and at least one --scope, or --replace without them")
     try:
         chosen = "" if namespace is None else parse_namespace(namespace)
@@ -76,12 +79,12 @@ def create(
         )
     lifetime = f"good until {_time(made.expire_time)}" if made.expire_time else "good for ever"
     if made.replaced_ends is None:
-        meant = f"for namespace {chosen}: {', '.join(sorted({*scopes}))}"
+        purpose = f"for namespace {chosen}: {', '.join(sorted({*scopes}))}"
     else:
         ended = "ended at" if made.replaced_ends <= datetime.now(UTC) else "works until"
-        meant = f"replaces {replace}, which {ended} {_time(made.replaced_ends)}"
+        purpose = f"replaces {replace}, which {ended} {_time(made.replaced_ends)}"
     click.echo(made.text)
-    click.echo(f"key {made.key_id} {meant}; {lifetime}", err=True)
+    click.echo(f"key {made.key_id} {purpose}; {lifetime}", err=True)
 
 
 @keys.command("list")
@@ -138,13 +141,13 @@ def _registry(settings: Settings) -> Iterator[ApiKeyRegistry]:
 
 def _describe(key: ApiKey) -> dict[str, str | list[str]]:
     now = datetime.now(UTC)
-    ended = "revoked" if key.revoke_time else "expired" if key.expire_time and key.expire_time <= now else "active"
+    state = "revoked" if key.revoke_time else "expired" if key.expire_time and key.expire_time <= now else "active"
     return {
         "key_id": key.key_id,
         "namespace": key.namespace,
         "scopes": sorted(scope.value for scope in key.scopes),
         "name": key.name,
-        "state": ended,
+        "state": state,
         "create_time": _time(key.create_time),
         "expire_time": _time(key.expire_time),
     }

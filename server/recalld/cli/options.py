@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from recalld.client import Client
     from recalld.errors import StorageUnavailable
 
-# 100 years: what is longer is a slip, and calendars end.
+# 100 years: a longer one is a typing error, and dates end with the year 9999.
 _LONGEST: Final = timedelta(days=36500)
 
 _NO_DATABASE: Final = re.compile(r'database "([^"]+)" does not exist')
@@ -53,13 +53,13 @@ def complain(text: str) -> None:
 
 
 def discard_output() -> None:
-    """Has what stdout still holds go nowhere: at its end Python would try again to write it, and print a stack."""
+    """Discards what stdout has buffered: otherwise Python tries to write it again at exit, and prints a stack."""
     with suppress(OSError, AttributeError):  # it is no file, or there is none
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Text(click.ParamType[str]):
-    """An option that is any text but none: an empty one is most likely a shell's variable that is not set."""
+    """An option whose text must not be empty: an empty one is most likely an unset variable of a shell."""
 
     name = "text"
 
@@ -180,7 +180,7 @@ def refused(error: grpc.RpcError) -> click.ClickException:
 
 
 def reachable(listen: str) -> str:
-    """Where this machine reaches a server that listens there: on loopback if it listens everywhere."""
+    """The address by which this machine reaches a server that listens on `listen`: loopback for a wildcard."""
     host, _, port = listen.rpartition(":")
     return f"{_LOOPBACK.get(host, host)}:{port}"
 
@@ -205,7 +205,7 @@ def unavailable(error: StorageUnavailable) -> click.ClickException:
 
 
 def database_remedy(words: str) -> str:
-    """What to do about a database that answers with these words, which have no code when it takes no connection."""
+    """What to do about this error text of a connection attempt, for which psycopg gives no SQLSTATE."""
     if missing := _NO_DATABASE.search(words):
         return f"create it: createdb {missing[1]}"
     return next(

@@ -32,7 +32,7 @@ _SCOPES_BY_SERVICE: Final[Mapping[str, Mapping[Scope, str]]] = {
     "recall.v1.AdminService": {
         Scope.ADMIN: "Purge",
     },
-    # Tells the addresses of all clients, whatever their namespace.
+    # Shows the addresses of all clients, whatever their namespace.
     "grpc.channelz.v1.Channelz": {
         Scope.ADMIN: "GetTopChannels GetServers GetServer GetServerSockets GetChannel GetSubchannel GetSocket",
     },
@@ -87,11 +87,11 @@ class CredentialAdmission:
 def admitting(admit: Admission | None) -> Wrap:
     """Makes an interceptor's `wrap` that lets only callers through whose credential allows the method.
 
-    A stream can outlive its credential, and is asked for it again before each further response: at any other interval
-    a revocation would take that much longer. Most answers are remembered and cost microseconds.
+    A stream can outlive its credential, so the credential is checked again before each further response: a longer
+    interval would delay revocation. Most checks are answered from memory and take microseconds.
 
     Args:
-        admit: tells who a caller is; None where authentication is off: everyone may do everything.
+        admit: tells who a caller is; None when authentication is off, and everyone may do everything.
     """
 
     def wrap(method: str, handler: Handler) -> Handler:
@@ -121,10 +121,10 @@ def admitting(admit: Admission | None) -> Wrap:
                 principal.set(NOBODY)
                 first = enter(context)
                 principal.set(first)
-                # Closed before the error is told: the stream gives back what it holds.
+                # Closed before an error is answered, so that the stream has released what it holds.
                 with closing(behaviour(request, context)) as responses:
                     for place, response in enumerate(responses):
-                        # The other namespace: a certificate that has been mapped to somebody else.
+                        # The namespace changes when the client's certificate has been mapped to another one.
                         if place and enter(context).namespace != first.namespace:
                             raise CredentialInvalid
                         yield response
@@ -137,7 +137,7 @@ def admitting(admit: Admission | None) -> Wrap:
 
 
 def sharing(quotas: Quotas, most_streams: int) -> Wrap:
-    """Makes an interceptor's `wrap` that turns calls away beyond their namespace's quotas, and streams beyond the most.
+    """Makes an interceptor's `wrap` that refuses calls beyond their namespace's quotas, and streams beyond a limit.
 
     An open stream holds a thread for as long as its reader likes.
 
@@ -192,7 +192,7 @@ def _credential(values: Sequence[str | bytes]) -> str:
 
 
 def _certificate_names(context: grpc.ServicerContext) -> Iterator[str]:
-    """What the client's certificate is made out to: its alternative names, then its common name."""
+    """The names in the client's certificate: its alternative names, then its common name."""
     # gRPC has checked the certificate itself, before the first call of the connection.
     proven = cast("Mapping[str, Sequence[bytes]]", context.auth_context())
     for field in ("x509_subject_alternative_name", "x509_common_name"):

@@ -11,7 +11,7 @@ import grpc
 
 from recalld.access import ANYONE, Principal
 
-# Who makes the call that is being worked on. gRPC runs each in a context of its own.
+# The caller of the current call. gRPC runs each call in a context of its own.
 principal: Final[ContextVar[Principal]] = ContextVar("principal", default=ANYONE)
 
 
@@ -19,7 +19,7 @@ class RpcCall:
     """`recalld.domain.Call` for one RPC.
 
     A streaming call runs many statements, and gRPC keeps every callback that it is given until the RPC ends. So this
-    registers one callback, and holds the latest of the store's: those of finished statements have nothing left to do.
+    registers one callback with gRPC, which calls the latest one of the store: earlier ones are of finished statements.
     """
 
     def __init__(self, context: grpc.ServicerContext) -> None:
@@ -64,7 +64,7 @@ class RpcCall:
 
 
 def status_code(context: grpc.ServicerContext) -> grpc.StatusCode:
-    """How a call ended that was worked on to its end."""
+    """The status code of a call whose handler has ended."""
     code: grpc.StatusCode | None = context.code()  # type: ignore[attr-defined]  # missing in the types of grpc
     if code is not None:
         return code

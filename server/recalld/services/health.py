@@ -19,15 +19,15 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from recalld.gathering import Gathering
 
-# Threads that tell watchers.
-_TELLERS: Final = 4
+# Threads that send to watchers.
+_SENDERS: Final = 4
 
-# Seconds that a watcher has to take what it is told. One that opens no window for it would keep a teller for ever.
-_LONGEST_TELLING: Final = 2.0
+# Seconds that a send to a watcher may take. Without flow-control window on the watcher's side it would take for ever.
+_SEND_TIMEOUT: Final = 2.0
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # it has no types
-    """Says of each service what `set` said last, to whoever asks, and at each change to whoever watches.
+    """Answers checks with the status that `set` gave a service last, and sends watchers each change.
 
     An open Watch holds no thread.
     """
@@ -36,43 +36,43 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
         self._statuses: dict[str, int] = {}
         self._watchers: set[_Watcher] = set()
         self._lock = threading.Lock()
-        # One that is told holds no thread while it takes that, if its call can be put aside.
-        self._tellers = Gathering(_TELLERS, most=1, aside=lambda errand: errand()(), name="recalld-health-watch")
+        # A send that waits for its watcher holds no thread, if its call can be put aside.
+        self._senders = Gathering(_SENDERS, most=1, aside=lambda errand: errand()(), name="recalld-health-watch")
 
     def set(self, services: Iterable[str], status: int) -> None:
-        """Sets the status of services, and returns without waiting until the watchers know."""
+        """Sets the status of services, without waiting until it is sent to their watchers."""
         with self._lock:
             self._statuses.update(dict.fromkeys(services, status))
             watchers = list(self._watchers)
         for watcher in watchers:
-            self._tell(watcher)
+            self._notify(watcher)
 
     def end_watches(self) -> None:
-        """Ends the calls of all watchers, once they know the status of the moment, or do not take it.
+        """Ends the calls of all watchers, each when it has taken the current status, or after _SEND_TIMEOUT.
 
-        A server that stops would wait for them as long as it waits for any call.
+        Otherwise a server that stops would wait for them for the whole grace.
         """
         with self._lock:
             watchers = list(self._watchers)
         for watcher in watchers:
             watcher.ending = True
-            self._tell(watcher)
+            self._notify(watcher)
         if not watchers:
             return
-        late = threading.Timer(_LONGEST_TELLING, lambda: [watcher.context.cancel() for watcher in watchers])
+        late = threading.Timer(_SEND_TIMEOUT, lambda: [watcher.context.cancel() for watcher in watchers])
         late.daemon = True
         late.start()
 
     def close(self) -> None:
-        """Lets its threads end; nobody is told anything more."""
-        self._tellers.shutdown()
+        """Lets its threads end; nothing more is sent."""
+        self._senders.shutdown()
 
-    def cancel_deaf(self) -> None:
-        """Ends the calls of watchers that do not take what they are told. To be called now and then."""
+    def cancel_stalled(self) -> None:
+        """Ends the calls of watchers that do not take what is sent. To be called regularly."""
         with self._lock:
             watchers = list(self._watchers)
         for watcher in watchers:
-            if watcher.telling_since < monotonic() - _LONGEST_TELLING:
+            if watcher.sending_since < monotonic() - _SEND_TIMEOUT:
                 watcher.context.cancel()
 
     def Check(self, request: HealthCheckRequest, context: grpc.ServicerContext) -> HealthCheckResponse:
@@ -93,18 +93,18 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
         )
         with self._lock:
             self._watchers.add(watcher)
-        # On gRPC's serving thread: it may wait for a moment's work with a set, not for a send.
+        # The callback runs on gRPC's serving thread: it may wait for work on the set, but never for a send.
         if context.add_callback(lambda: self._forget(watcher)):
-            self._tell(watcher)
+            self._notify(watcher)
         else:
             self._forget(watcher)
 
-    # How gRPC is told that responses are sent by a callback, and the call stays open when the method returns.
+    # Makes gRPC pass `send`, by which responses are sent, and keep the call open when the method returns.
     Watch.experimental_non_blocking = True  # type: ignore[attr-defined]
 
-    def _tell(self, watcher: _Watcher) -> None:
+    def _notify(self, watcher: _Watcher) -> None:
         with suppress(RuntimeError):  # the process is shutting down
-            self._tellers.submit(watcher.tell)
+            self._senders.submit(watcher.send)
 
     def _forget(self, watcher: _Watcher) -> None:
         with self._lock:
@@ -112,45 +112,46 @@ class HealthServicer(health_pb2_grpc.HealthServicer):  # type: ignore[misc]  # i
 
 
 class _Watcher:
-    """One Watch: told the status of the moment whenever it may have changed, by one thread at a time.
+    """One Watch. It is sent the current status whenever that may have changed, by one thread at a time.
 
     Attributes:
         context: of the call.
-        telling_since: when it began to be told what it has not taken yet; else infinite.
-        ending: whether its call ends when it has been told.
+        sending_since: when the current send began (time.monotonic()); infinite while there is none.
+        ending: whether its call ends after the next status.
     """
 
     def __init__(
         self, context: grpc.ServicerContext, send: Callable[[HealthCheckResponse], Any], status: Callable[[], int]
     ) -> None:
         self.context = context
-        self.telling_since = float("inf")
+        self.sending_since = float("inf")
         self.ending = False
         self._send = send
         self._status = status
-        self._told: int | None = None
+        self._sent: int | None = None
         self._lock = threading.Lock()
         self._asked = False
-        self._telling = False
+        self._sending = False
 
-    def tell(self) -> None:
+    def send(self) -> None:
         """Sends the status, unless it is the last that was sent, or another thread will."""
         with self._lock:
             self._asked = True
-            if self._telling:
+            if self._sending:
                 return
-            self._telling = True
-        while self._take_on():
+            self._sending = True
+        while self._go_on():
             status = self._status()
-            if status != self._told:
-                self._told = status
-                self.telling_since = monotonic()
+            if status != self._sent:
+                self._sent = status
+                self.sending_since = monotonic()
                 self._send(HealthCheckResponse(status=status))
-                self.telling_since = float("inf")
+                self.sending_since = float("inf")
         if self.ending:
             self.context.cancel()
 
-    def _take_on(self) -> bool:
+    def _go_on(self) -> bool:
+        """Whether `send` was called since the last look; if not, this thread stops sending."""
         with self._lock:
-            self._telling, self._asked = self._asked, False
-            return self._telling
+            self._sending, self._asked = self._asked, False
+            return self._sending

@@ -104,7 +104,7 @@ def stream_answering_errors(behaviour: Behaviour) -> Behaviour:
 def refuse_undecodable(_method: str, handler: Handler) -> Handler:
     """The handler, which never sees a request that `answer_errors` could not decode.
 
-    Apart from that, so that who may not call learns nothing else.
+    It stands behind authentication, so that a caller without access learns nothing else.
     """
 
     def wrap(behaviour: Behaviour) -> Behaviour:
@@ -149,8 +149,8 @@ def _where(error: BaseException) -> str:
 def end_streams(draining: Callable[[], bool], _method: str, handler: Handler) -> Handler:
     """The handler; if it answers with a stream, that ends with an error between two responses once the server drains.
 
-    A stream can take any time, and would be cut off when the grace is over; ended here, its client knows why, and has
-    received a whole response to go on behind.
+    A stream can take any time, and would be cancelled when the grace is over. Ended here, its client gets the reason,
+    and has received whole responses, after which it can resume.
     """
 
     def stream(behaviour: Behaviour) -> Behaviour:

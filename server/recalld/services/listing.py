@@ -27,7 +27,7 @@ _FETCHED = 1000
 # Seconds for which rows may wait to be sent.
 _MOST_AGE = 1.0
 
-# What a reply carries besides its rows: a token.
+# What a reply has besides its rows: a token.
 _TOKEN_BYTES = 64
 
 
@@ -58,13 +58,13 @@ def chunks(
 ) -> Iterator[tuple[list[Target], Position]]:
     """All rows behind `after` in chunks of one reply each, with the place behind each chunk.
 
-    The first come at once. Later rows are fetched for more and more chunks, since a statement costs as much as many of
-    them; those that a slow reader leaves waiting are fetched anew, and for one chunk again: what has been deleted is
-    not sent much later, and little is fetched twice.
+    The first fetch is for one chunk, so that it is sent at once. Later fetches are for more and more chunks, since a
+    statement costs as much as many rows. Rows that wait for a slow reader for longer than _MOST_AGE are fetched again,
+    starting with one chunk: so a deleted row is not sent long after its deletion, and few rows are fetched twice.
 
     Args:
-        fetch: returns at most so many rows behind a place, and where the next begin, None after the last ones; it is
-            not called while a chunk is being read.
+        fetch: called with a place and a number, returns at most so many rows behind the place, and where the next ones
+            begin, None after the last. It is not called while a chunk is being read.
         size: the most rows in a chunk.
     """
     following, count = after, size

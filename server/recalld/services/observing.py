@@ -1,4 +1,4 @@
-"""What is told of every call: a line in the log, metrics, and a span of its trace."""
+"""Observability of calls: for each a line in the log, metrics, and a span of its trace."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from recalld.services.wrapping import Behaviour, Handler, Wrap, rewrapped
 
 log = logging.getLogger(__name__)
 
-# Why the call that is being worked on failed: ErrorInfo.reason.
+# ErrorInfo.reason of the current call, if it has failed.
 reason: Final[ContextVar[str]] = ContextVar("reason", default="")
 
 _trace_id: Final[ContextVar[str]] = ContextVar("trace_id", default="")
@@ -91,7 +91,7 @@ def _traced(tracer: Tracer, method: str, handler: Handler) -> Handler:
 
 
 class _Observer:
-    """Tells of the calls of one method."""
+    """Logs and counts the calls of one method."""
 
     def __init__(self, method: str, metrics: Metrics, *, log_calls: bool) -> None:
         self._method = method.lstrip("/")
@@ -100,7 +100,7 @@ class _Observer:
         self._log_calls = log_calls
 
     def begin(self, context: grpc.ServicerContext) -> float:
-        """Returns the start, which `end` wants to know."""
+        """Returns the start of the call, to be passed to `end`."""
         self._in_progress.add(context)
         return perf_counter()
 
@@ -115,7 +115,7 @@ class _Observer:
 
     def _log(self, context: grpc.ServicerContext, code: str, seconds: float) -> None:
         caller = principal.get()
-        # What log.info does, without looking for the line that calls it and at the name of every fact.
+        # As log.info does, without finding the calling line and checking the name of every field.
         record = log.makeRecord(log.name, logging.INFO, "", 0, "call", (), None)
         vars(record).update(
             method=self._method,
@@ -132,9 +132,9 @@ class _Observer:
 
 
 def _request_id(context: grpc.ServicerContext) -> str:
-    """What the caller calls this call, or a name of our own."""
+    """The caller's id of this call, or one that is made here."""
     for key, value in context.invocation_metadata() or ():
         if key == _REQUEST_ID and isinstance(value, str):
             return value[:_MOST_REQUEST_ID_CHARACTERS]
-    # Not from the system's randomness: asking for that gives the interpreter's lock away, which costs far more.
+    # Not os.urandom: it releases the interpreter's lock, which costs far more.
     return randbytes(8).hex()

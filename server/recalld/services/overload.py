@@ -1,7 +1,4 @@
-"""Which threads a call is worked on; and what happens to more calls than the server can work on.
-
-Those are answered at once, and told to come back later.
-"""
+"""Which threads a call runs on, and load shedding: calls beyond the limit are refused at once, with OVERLOADED."""
 
 from __future__ import annotations
 
@@ -19,37 +16,35 @@ from recalld.errors import Overloaded
 from recalld.gathering import Gathering, ParkingCondition, gathers
 from recalld.metrics import Metrics
 from recalld.services.status import abort
-from recalld.services.wrapping import Behaviour, Handler, is_beside
+from recalld.services.wrapping import Behaviour, Handler, is_health, is_health_or_reflection
 from recalld.spare_threads import SpareThreads
 
 R = TypeVar("R")
 
-_HEALTH: Final = "/grpc.health.v1.Health/"
-
-# Threads for quick calls of each kind, should they have to wait for requests.
+# Threads for quick calls of each kind whose waits cannot be parked.
 _QUICK_THREADS: Final = 2
 
-# Calls of health, and of reflection, that may wait for their clients at a time: as many of health as somebody may be
-# right to make at once, and of both together fewer than MOST_REFUSALS, so that they keep out nobody.
+# Calls of health, and of reflection, that may wait for their clients at a time: enough for any honest use of health,
+# and together fewer than MOST_REFUSALS, so that they never take up all of gRPC's own limit.
 _MOST_WAITING_FOR_HEALTH: Final = 512
 _MOST_WAITING_FOR_REFLECTION: Final = 64
 
-# The methods whose calls gather, each with its own kind; the threads of each, and how many calls one of these takes on
-# at a time. A second thread would share the calls, and so make smaller groups.
+# The methods whose calls are gathered, each on threads of its own; how many threads, and how many calls one thread
+# takes on at a time. A second thread would take a part of the calls, and so make groups smaller.
 _GATHERED: Final = frozenset({"/recall.v1.MemoryService/AddMemory", "/recall.v1.MemoryService/GetMemory"})
 _GATHERING_THREADS: Final = 1
 _MOST_GATHERED: Final = 32
 
-# Calls in progress from which on they gather: fewer would find no company, and are quicker on threads of their own.
-_COMPANY: Final = 4
+# Calls in progress from which on calls are gathered: fewer are quicker on threads of their own.
+_LEAST_TO_GATHER: Final = 4
 
-# Calls that may be on their way to being turned away, with those of health and of reflection. Beyond them gRPC does it,
-# with fewer words.
+# Calls that may be in the course of being refused, with those of health and reflection. Beyond them gRPC itself
+# refuses, without details.
 MOST_REFUSALS: Final = 1024
 
 
 class CallThreads(ThreadPoolExecutor):
-    """A thread for each call that is worked on. Nothing waits for one: see TurnAway."""
+    """A thread for each call that is worked on. No call waits for a thread: see TurnAway."""
 
     def __init__(self, most: int) -> None:
         super().__init__(most, thread_name_prefix="recalld-call")
@@ -61,7 +56,7 @@ class CallThreads(ThreadPoolExecutor):
         return self.counted(lambda: super(CallThreads, self).submit(fn, *args, **kwargs))
 
     def counted(self, submit: Callable[[], Future[R]]) -> Future[R]:
-        """Submits a call, which counts until it ends, wherever it is worked on."""
+        """Counts a call until it ends; `submit` passes it to these threads, or to others."""
         with self._counting:
             self.calls += 1
         try:
@@ -80,13 +75,16 @@ class CallThreads(ThreadPoolExecutor):
 def _parks(
     arguments: tuple[Any, ...], condition: Callable[[Any], ParkingCondition] = lambda _event: ParkingCondition()
 ) -> bool:
-    """Sees to it that a call which gRPC submits holds up no thread that gathers; False when that cannot be.
+    """Has a call that gRPC submits park while it waits, instead of blocking its thread. False if it cannot.
 
-    gRPC has the thread that works on a call wait for its request, which a client may be slow to send, or never send. It
-    waits by a condition of the call's own, for which there is another one here. Should a gRPC to come not show it any
-    more, the call needs a thread to itself.
+    The thread of a call waits for the request, which a client may send slowly or never. It waits on a condition in
+    gRPC's private state of the call, which is replaced here before anybody waits. If a later gRPC has no such
+    condition, the call needs a thread to itself.
+
+    Args:
+        arguments: what gRPC submits: a function, the event of the call, its state, and others.
+        condition: makes the condition for an event.
     """
-    # Submitted are a function, the event of the call, its state, and what else there is. Nobody waits yet.
     _function, event, state = arguments[:3] if len(arguments) > 2 else (None, None, None)
     if not isinstance(getattr(state, "condition", None), threading.Condition):
         return False
@@ -95,7 +93,7 @@ def _parks(
 
 
 class GatheredCalls(Gathering):
-    """Threads for calls that gather, which count among the others."""
+    """Threads that gather calls. The calls count among those of `calls`."""
 
     def __init__(self, calls: CallThreads, spare: SpareThreads, sizes: Histogram) -> None:
         super().__init__(_GATHERING_THREADS, most=_MOST_GATHERED, aside=spare.run, grouped=sizes.observe)
@@ -108,20 +106,19 @@ class GatheredCalls(Gathering):
 
 
 class QuickCalls(Gathering):
-    """One thread for calls that need next to no work, be they slow to send, or open for ever.
+    """One thread for calls that need next to no work, even if their clients are slow or keep them open.
 
     Args:
-        spare: for what takes longer.
+        spare: threads for what could block.
         name: of the threads.
-        most: calls that may wait for their clients. For one more, the one that has waited longest is cancelled: its
-            request does not come.
+        most: calls that may wait for their clients. Beyond that, the one that has waited longest is cancelled.
     """
 
     def __init__(self, spare: SpareThreads, name: str, most: int) -> None:
         super().__init__(1, most=_MOST_GATHERED, aside=spare.run, name=name)
         self._unparked = ThreadPoolExecutor(_QUICK_THREADS, thread_name_prefix=f"{name}-unparked")
         self._most_waiting = most
-        # The one that has waited longest first.
+        # In the order in which they began to wait.
         self._waiting: dict[_QuickCondition, None] = {}
         self._counting = threading.Lock()
 
@@ -132,7 +129,7 @@ class QuickCalls(Gathering):
 
     @contextmanager
     def waiting(self, condition: _QuickCondition) -> Iterator[None]:
-        """Counts a call among those that wait."""
+        """Counts a call among those that wait, and cancels the oldest if there are too many."""
         with self._counting:
             self._waiting[condition] = None
             longest = next(iter(self._waiting)) if len(self._waiting) > self._most_waiting else None
@@ -152,9 +149,9 @@ class QuickCalls(Gathering):
 
 
 class _QuickCondition(ParkingCondition):
-    """By which a quick call waits for what its client sends, or takes.
+    """The condition on which a quick call waits for its client to send, or to receive.
 
-    A watcher of health is told of changes by other threads. While these wait the call is not counted.
+    Watchers of health are sent changes by other threads, whose waits are not counted.
     """
 
     def __init__(self, threads: QuickCalls, call: Any) -> None:
@@ -170,13 +167,13 @@ class _QuickCondition(ParkingCondition):
 
 
 class TurnAway(grpc.ServerInterceptor):
-    """Chooses the threads of a call. Answers one that finds all taken, without decoding it, on a thread kept for that.
+    """Chooses the threads of a call. If all are taken, it refuses the call without decoding it, on a thread for that.
 
-    gRPC would queue it where nobody sees it, and work on it when its caller has long given up. gRPC's own limit tells
-    the caller neither why nor when to come back. Health has a thread of its own too: a busy server is no dead one. So
-    has reflection, which anybody may call and leave open.
+    gRPC would queue the call unseen, and work on it long after its caller has given up. gRPC's own limit gives the
+    caller neither a reason nor a time to retry. Health has a thread of its own, so that a busy server does not look
+    dead. So has reflection, whose calls anybody may leave open.
 
-    It looks at each call when that arrives, on gRPC's serving thread, so it must be quick.
+    gRPC calls it for each call on its serving thread, so it must be quick.
     """
 
     def __init__(self, threads: CallThreads, metrics: Metrics) -> None:
@@ -191,7 +188,7 @@ class TurnAway(grpc.ServerInterceptor):
         }
         self._gathered: dict[str, Handler] = {}
         self._refusing: dict[str, Handler] = {}
-        self._beside: dict[str, Handler] = {}
+        self._health_and_reflection: dict[str, Handler] = {}
 
     def close(self) -> None:
         """Lets its threads end."""
@@ -211,11 +208,12 @@ class TurnAway(grpc.ServerInterceptor):
         if handler is None:
             return None
         method = handler_call_details.method
-        if is_beside(method):
-            threads = self._health if method.startswith(_HEALTH) else self._reflection
-            return self._beside.get(method) or self._beside.setdefault(method, _on(threads, handler))
+        if is_health_or_reflection(method):
+            moved = self._health_and_reflection.get(method)
+            threads = self._health if is_health(method) else self._reflection
+            return moved or self._health_and_reflection.setdefault(method, _on(threads, handler))
         if self._threads.calls < self._threads.most:
-            if method not in _GATHERED or self._threads.calls < _COMPANY:
+            if method not in _GATHERED or self._threads.calls < _LEAST_TO_GATHER:
                 return handler
             gathered = self._gathered.get(method)
             return gathered or self._gathered.setdefault(method, _on(self._gathering[method], handler))
@@ -239,10 +237,10 @@ class TurnAway(grpc.ServerInterceptor):
 
 
 def _on(threads: ThreadPoolExecutor, handler: Handler) -> Handler:
-    """The handler, with its behaviour run by these threads."""
+    """The handler, with its behaviour run on these threads."""
 
     def moved(behaviour: Behaviour) -> Behaviour:
-        # It keeps its attributes: by one of them gRPC knows that an open Watch of health holds no thread.
+        # `wraps` keeps the attribute that tells gRPC that an open Watch of health holds no thread.
         @functools.wraps(behaviour)
         def run(*arguments: Any, **options: Any) -> Any:
             return behaviour(*arguments, **options)

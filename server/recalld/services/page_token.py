@@ -3,8 +3,8 @@
 A token is base64url of the place and of a check over everything that the place means something in: the namespace, the
 method and its arguments. A token that is damaged, or that comes from another listing, does not pass.
 
-The check is no signature, and needs no key that replicas would have to share: who forges a token can only skip rows of
-listings that are the caller's own anyway, because namespace and arguments come from the call, never from the token.
+The check is no signature, so replicas need no shared key. A caller who forges a token can only skip rows of a listing
+that the caller may read anyway, because namespace and arguments come from the call, never from the token.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SEQ = struct.Struct(">q")
 _MAX_SEQ = 2**62
 _MICROSECOND = timedelta(microseconds=1)
 
-# How much to send and where to begin are the arguments that may differ from page to page.
+# Arguments that may differ from page to page: how much to send, and where to begin.
 _NOT_BOUND = ("page_size", "chunk_size", "page_token", "resume_token")
 
 

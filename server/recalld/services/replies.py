@@ -1,7 +1,7 @@
-"""How much of what was answered may wait for its readers.
+"""Bounds the memory of replies that wait to be sent.
 
 gRPC keeps a reply until the connection has taken it, long after the call has given back its thread and its place among
-the calls in progress. Who asks for much and reads nothing would fill the server's memory.
+the calls in progress. A client that asks for much and reads nothing would fill the server's memory.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from recalld.services.wrapping import Behaviour, Handler, Wrap, rewrapped
 _MOST_WAITING: Final = 128 * MIB
 _MOST_WAITING_OF_ONE: Final = 64 * MIB
 
-# Smaller replies are not counted: one connection can have little of them at a time, and to count those of a usual
-# GetMemory costs it a twentieth.
+# Smaller replies are not counted: those of one connection take little memory, and counting would cost a usual GetMemory
+# a twentieth of its time.
 _LEAST_COUNTED: Final = 16 * 1024
 
-# Says little, however much it is sent.
+# Its reply is small, whatever the size of the request.
 _ALWAYS_SMALL: Final = "/recall.v1.MemoryService/AddMemory"
 
 
@@ -35,7 +35,7 @@ class Replies:
     """The replies that are not sent yet.
 
     Args:
-        most: bytes that may wait. For more, those that have waited longest give way: their calls are cancelled.
+        most: bytes that may wait. Beyond that, the calls whose replies have waited longest are cancelled.
         most_of_one: bytes that may wait for one connection.
     """
 
@@ -48,9 +48,9 @@ class Replies:
         self._of_one: Counter[str] = Counter()
 
     def hold(self, size: int, context: grpc.ServicerContext, *, can_refuse: bool) -> None:
-        """Counts a reply until its call is over, which it is when the reply is sent, or will never be.
+        """Counts a reply until its call is over: until it is sent, or cannot be sent any more.
 
-        Raises Overloaded when it is too much for its connection, and the call can still be refused.
+        Raises Overloaded when too much would wait for the connection and `can_refuse` is set.
         """
         with self._lock:
             peer = context.peer()
@@ -85,8 +85,8 @@ class Replies:
 def bounding(replies: Replies) -> Wrap:
     """Makes an interceptor's `wrap` that bounds what waits for readers.
 
-    A call that reads too much on one connection is answered OVERLOADED. One that wrote has written, and is answered. A
-    stream sends nothing more before its reader has taken what there is.
+    A read is answered OVERLOADED when too much waits for its connection. A write has taken effect, so it is answered in
+    any case. A stream needs no bound: it sends nothing more before its reader has taken the last response.
     """
 
     def wrap(method: str, handler: Handler) -> Handler:

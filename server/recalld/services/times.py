@@ -21,7 +21,10 @@ _NANOS = range(1_000_000_000)
 
 
 def moment(timestamp: timestamp_pb2.Timestamp, field: str) -> datetime:
-    """A bound of times that are kept to the microsecond, which is the one above. Raises InvalidField."""
+    """A bound of a range of times, rounded up to the microsecond: the same bound for times that are kept to it.
+
+    Raises InvalidField.
+    """
     if timestamp.seconds not in _TIMESTAMP_SECONDS or timestamp.nanos not in _NANOS:
         raise InvalidField(field, "must be a time in the years 1 to 9999")
     below = EPOCH + timedelta(seconds=timestamp.seconds, microseconds=timestamp.nanos // 1000)
@@ -29,12 +32,12 @@ def moment(timestamp: timestamp_pb2.Timestamp, field: str) -> datetime:
 
 
 def optional_moment(parent: Message, name: str, path: str = "") -> datetime | None:
-    """The time in the field `name` of a message, itself at `path`; None when it is unset. Raises InvalidField."""
+    """The bound in the field `name` of `parent`, whose own path is `path`; None when unset. Raises InvalidField."""
     return moment(getattr(parent, name), path + name) if parent.HasField(name) else None
 
 
 def age(duration: duration_pb2.Duration, field: str) -> timedelta:
-    """A length of time that is not negative, to the microsecond below. Raises InvalidField."""
+    """A duration that is not negative, rounded down to the microsecond. Raises InvalidField."""
     if duration.seconds not in _DURATION_SECONDS or duration.nanos not in _NANOS:
         raise InvalidField(field, "must be a duration that is not negative")
     return timedelta(seconds=duration.seconds, microseconds=duration.nanos // 1000)

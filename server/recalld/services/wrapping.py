@@ -13,13 +13,17 @@ Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 # Puts something around a handler, given the path of its method, such as `/recall.v1.UserService/GetUser`.
 Wrap: TypeAlias = Callable[[str, Handler], Handler]
 
-# Services that anyone may call, and that answer in their own words.
-_UNTOUCHED: Final = ("/grpc.health.v1.Health/", "/grpc.reflection.")
+_HEALTH: Final = "/grpc.health.v1.Health/"
+_HEALTH_AND_REFLECTION: Final = (_HEALTH, "/grpc.reflection.")
 
 
-def is_beside(method: str) -> bool:
-    """Whether the method is one of those services."""
-    return method.startswith(_UNTOUCHED)
+def is_health(method: str) -> bool:
+    return method.startswith(_HEALTH)
+
+
+def is_health_or_reflection(method: str) -> bool:
+    """Whether the method is of a service that anyone may call, and whose errors are its own."""
+    return method.startswith(_HEALTH_AND_REFLECTION)
 
 
 class HandlerInterceptor(grpc.ServerInterceptor):
@@ -43,8 +47,8 @@ class HandlerInterceptor(grpc.ServerInterceptor):
         if wrapped is not None:
             return wrapped
         handler = continuation(handler_call_details)
-        # A method that does not exist is not kept either: its name is the caller's invention.
-        if handler is None or is_beside(method):
+        # The handler of an unknown method is not kept: callers could make up any number of names.
+        if handler is None or is_health_or_reflection(method):
             return handler
         return self._wrapped.setdefault(method, self._wrap(method, handler))
 

@@ -26,7 +26,12 @@ class ApiKeyError(Exception):
 
 
 class MadeKey(NamedTuple):
-    """A new key in full, until when it is good, and when the key ends that it replaces. None: never, and none."""
+    """A new key in full.
+
+    Attributes:
+        expire_time: None for a key that does not expire.
+        replaced_ends: when the key that it replaces expires; None if it replaces none.
+    """
 
     key_id: str
     text: str
@@ -57,12 +62,12 @@ class ApiKeyRegistry:
         return self._add(namespace, [scope.value for scope in scopes], name, lifetime)
 
     def replace(self, key_id: str, overlap: timedelta, lifetime: timedelta | None) -> MadeKey:
-        """Makes a key for the same as another, which goes on to work for `overlap`, if it is not to end before.
+        """Makes a key with the namespace, scopes and name of another key, which then expires.
 
         Args:
-            key_id: of the other.
-            overlap: for how long that goes on to work.
-            lifetime: how long the new key is good for; None for as long as the other was when it was made.
+            key_id: of the key to replace.
+            overlap: for how long that key goes on to work, unless it expires earlier anyway.
+            lifetime: of the new key; None for the lifetime that the other key was made with.
 
         Raises ApiKeyError.
         """
@@ -80,7 +85,7 @@ class ApiKeyRegistry:
         return [_key(row) for row in self._connection.execute(_SQL["list"], {"namespace": namespace})]
 
     def revoke(self, key_id: str) -> datetime:
-        """Ends a key for good, and returns since when it is. Raises ApiKeyError."""
+        """Revokes a key, and returns when it was revoked first. Raises ApiKeyError."""
         row = self._connection.execute(_SQL["revoke"], {"key_id": key_id, "now": datetime.now(UTC)}).fetchone()
         if row is None:
             raise ApiKeyError(f"there is no key {key_id}")
@@ -123,6 +128,6 @@ def open_registry(url: str) -> Iterator[ApiKeyRegistry]:
 
 def _key(row: tuple[Any, ...]) -> ApiKey:
     key = ApiKey(*row)
-    # A scope that a later version gave out means nothing here.
+    # Scopes that a later version has introduced are left out.
     known = {scope.value: scope for scope in Scope}
     return replace(key, digest=bytes(key.digest), scopes=frozenset(known[s] for s in row[3] if s in known))

@@ -1,4 +1,4 @@
-"""Appending messages: one statement for a call, or for as many calls as wait at the same time."""
+"""Appending messages: one statement for a call, or group commit: one for all calls that wait at the same time."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ from recalld.together import as_one
 
 _SQL = statements("memory")
 
-# message.outcome: what the call did, to be told again to whoever repeats it.
+# message.outcome: what the call did, to be returned again when it is repeated.
 CREATED: Final = 1
 UNDELETED: Final = 2
 
-# Calls in one statement for those that waited for a lock.
+# Calls that one statement takes of those that wait for a lock.
 _MOST_CALLS: Final = 32
 
-# The share of the connections that may wait for locked sessions, each for one of them: the rest is for everybody else.
+# One in so many connections may wait for locked sessions, each for one session. The others are for all other calls.
 _WAITING_SHARE: Final = 4
 
-# What a call may be that shares a statement: a large one would only keep the others waiting.
+# Limits of a call that shares a statement. A large call would keep the others waiting.
 _MOST_MESSAGES: Final = 8
 MOST_CHARACTERS: Final = 16_384
 
-# What one call of a group can bring about for all of it. The transaction has rolled back; each call tries by itself.
-# Those who wait for one session together have all waited in vain when they get no lock.
+# Errors of a group that one of its calls can cause. The transaction has rolled back, and each call tries by itself. In
+# a group that waits for a lock (True), contention is no such error: all have waited for the same session.
 _FAULT: Final = (pg.IntegrityError, pg.DataError, pg.ProgramLimitExceeded, pg.InternalError)
 _CONTENTION: Final = (pg.LockNotAvailable, pg.DeadlockDetected, pg.SerializationFailure)
 _FAULTS_OF_ONE: Final = {False: (*_FAULT, *_CONTENTION), True: _FAULT}
 
-# Of a session in append_group: it is locked by somebody else.
+# What append_group returns as last_seq of a session that another transaction has locked.
 _LOCKED: Final = 0
 
 
@@ -66,7 +66,7 @@ class Append(NamedTuple):
 
 
 def append(connection: Connection, what: Append, time: datetime) -> AddedMemory | None:
-    """One statement, all or nothing; None when it did nothing, be it that the call is a repetition."""
+    """Appends in one statement, all or nothing. None when it did nothing, which also happens to a repeated call."""
     memory = what.memory
     values = {
         "session_key": what.session_key,
@@ -91,28 +91,28 @@ def append(connection: Connection, what: Append, time: datetime) -> AddedMemory 
 
 
 class Appends:
-    """Appends for calls that may share a statement, which saves each most of a statement, of a commit, and of the wait.
+    """Appends for calls that may share a statement, and with it a round trip and a commit.
 
-    Those to a session that somebody has locked wait for the lock together, and for nobody else.
+    Calls to a session that is locked leave their group, and wait for the lock together.
 
     Args:
-        database: where to.
+        database: where the messages go.
         clock: the time that messages are stamped with.
     """
 
     def __init__(self, database: Database, clock: Callable[[], datetime]) -> None:
         self._database = database
         self._clock = clock
-        # Off where one transaction on several sessions is dear: on Citus it spans shards.
+        # Turned off on Citus, where a transaction on several sessions spans shards.
         self.grouping = True
-        # Of sessions that are locked: who waits, or will when those before have waited.
+        # By locked session: the calls that wait for it but are in no statement yet.
         self._waiting: dict[UUID, deque[_Wish]] = {}
         self._lock = Lock()
         waiting = max(1, database.size // _WAITING_SHARE)
         self._threads = ThreadPoolExecutor(waiting, thread_name_prefix="recalld-locked")
 
     def append(self, what: Append) -> AddedMemory | None:
-        """None when nothing was done: the session is not there or not live, or the call is a repetition."""
+        """None when nothing was done: the session is missing or not live, or the call is a repetition."""
         if not self.grouping or not gathers() or not _small(what):
             return aside(self._append_alone, what)
         wish = _Wish(what)
@@ -154,10 +154,10 @@ class Appends:
                 first_seq = last_seq - counts[number] + before + 1
                 wish.added = _added(wish.what, first_seq, None if before else outcome, time)
 
-    # --- sessions that somebody has locked
+    # --- locked sessions
 
     def _joined(self, wish: _Wish) -> bool:
-        """Lets a wish wait for its session when others do already. Called under the lock."""
+        """Adds a wish to those that wait for its session, if any do. Called under the lock."""
         waiting = self._waiting.get(wish.what.session_key)
         if waiting is None:
             return False
@@ -166,7 +166,7 @@ class Appends:
         return True
 
     def _wait(self, wish: _Wish) -> None:
-        """Lets a wish wait for its session."""
+        """Has a wish wait for its session: with others, or on a thread that waits for that session."""
         key = wish.what.session_key
         with self._lock:
             if self._joined(wish):
@@ -194,11 +194,12 @@ class Appends:
 
 
 class _Wish(Wish):
-    """An append, and what came of it.
+    """An append, and its result.
 
     Attributes:
-        locked: nothing, since somebody has its session locked.
-        alone: nothing, since one of the group failed: it may be this, or not.
+        added: what was appended; None when nothing was.
+        locked: whether nothing was appended because another transaction has locked the session.
+        alone: whether to repeat it by itself, because one of its group has failed.
     """
 
     def __init__(self, what: Append) -> None:
@@ -222,9 +223,10 @@ def _small(what: Append) -> bool:
 def _group_values(
     group: Sequence[Append], time: datetime, *, wait: bool
 ) -> tuple[Values, Sequence[tuple[int, int]], Sequence[int]]:
-    """The parameters of one statement for all.
+    """The parameters of one statement for a group.
 
-    For each also the place of its session, and how many messages go before; for each session how many it gets.
+    Returns also, for each append, the index of its session and how many messages of the group go before it there; and
+    for each session, how many messages it gets.
     """
     firsts: dict[UUID, Append] = {}
     for what in group:
@@ -261,7 +263,7 @@ def _group_values(
 
 
 def message_values(group: Sequence[Append]) -> Values:
-    """The messages as parameters, an array for each of their attributes."""
+    """The messages of a group as parameters: an array for each column."""
     messages = [message for what in group for message in what.memory.messages]
     return {
         "message_ids": array(message.message_id for message in messages),

@@ -1,4 +1,4 @@
-"""Connections to Postgres: borrowed for a statement, never longer, and stopped when the call that asked is over."""
+"""Connections to Postgres: lent for one statement or transaction, which is stopped when its call is over."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 _SQL = statements("schema")
 
-# Of the database, and of connections, whatever the environment's PGCLIENTENCODING says.
+# The encoding of the database, and of connections, whatever PGCLIENTENCODING says.
 _ENCODING = "UTF8"
 
-# Seconds. A statement whose call is over gets a cancel request, and then this long to end before its connection is cut:
-# a frozen server answers no cancel request.
+# Seconds. A statement whose call is over gets a cancel request, and then _CANCEL_TIMEOUT to end before its connection
+# is cut: a frozen server answers no cancel request.
 CONNECT_TIMEOUT = 5
 _CANCEL_TIMEOUT = 1.0
 
@@ -43,22 +43,22 @@ _CANCEL_TIMEOUT = 1.0
 # hides the timeout from it.
 _OVERTIME = 1.0
 
-# Seconds after which the database ends a transaction whose server says nothing more: of one that is frozen, or whose
-# machine is gone, it would keep the locks until TCP notices.
+# Seconds after which the database ends a transaction in which recalld sends nothing more. Otherwise the locks of a
+# recalld that is frozen, or whose machine is gone, would be held until TCP notices.
 _LONGEST_SILENCE = 10.0
 
-# Seconds between two looks at what is lent.
+# Seconds between two checks of the connections that are lent.
 _PATROL_INTERVAL = 0.5
 
 # Seconds that a ping may take. A connection whose other end vanished without a word would keep it for much longer.
 _LONGEST_PING = 2.0
 
-# Seconds that a statement from before an outage has, once the database is back, before its connection is held for one
-# that was lost in it.
+# Seconds that a statement from before an outage may go on once the database is back; then its connection counts as
+# lost.
 _STRAGGLER_TIME = 1.5
 
-# Seconds for which the pool by itself tries again to connect, at growing intervals. After that the next call, or the
-# next ping, makes a new attempt: soon, however long the database was away.
+# Seconds for which the pool by itself retries to connect, at growing intervals. After that the next call or ping starts
+# anew, with short intervals, however long the database was away.
 _RECONNECT_TIMEOUT = 2.0
 
 # A vanished network is noticed after this long: milliseconds, then seconds and a number of probes.
@@ -73,7 +73,7 @@ _NETWORK: dict[str, int] = {
 _UNAVAILABLE: tuple[type[psycopg.Error], ...] = (
     psycopg.InterfaceError,  # the connection was lost before the statement was sent
     psycopg.OperationalError,  # lost connections, 57P0x shutdown and start-up, 53xxx out of disk, memory, connections
-    pg.ReadOnlySqlTransaction,  # 25006: what was the primary is one no longer
+    pg.ReadOnlySqlTransaction,  # 25006: the server was the primary, and is no longer
     pg.InvalidSchemaName,  # 3F000, 42P01, 42703, 42883: not migrated yet, or not to the end
     pg.UndefinedTable,
     pg.UndefinedColumn,
@@ -88,9 +88,9 @@ _CONTENTION = (pg.SerializationFailure, pg.DeadlockDetected, pg.LockNotAvailable
 def connect(
     url: str, *, target_session_attrs: str = "read-write", **options: Any
 ) -> psycopg.Connection[tuple[Any, ...]]:
-    """A single connection, of several hosts to the one that can be written to; with nothing that a pooler forbids.
+    """A connection without a pool, to whichever host of the URL can be written to; it works through a pooler too.
 
-    Raises psycopg.NotSupportedError for a database that cannot keep every text.
+    Raises psycopg.NotSupportedError for a database that is not in UTF-8 and so cannot keep every text.
     """
     connection = psycopg.connect(
         url,
@@ -219,7 +219,7 @@ class Database:
         return Usage(stats.get("pool_size", 0), len(self._lent), waiting)
 
     def span(self) -> AbstractContextManager[object]:
-        """A span of the trace of the call that is worked on, for what it has others do."""
+        """A span of the current call's trace, around work that another thread or a group does for it."""
         return self._span() if self._span is not None else nullcontext()
 
     @contextmanager
@@ -269,7 +269,7 @@ class Database:
             raise
 
     def _queued(self, timeout: float) -> Connection:
-        """A connection of the pool; whoever has not got one yet can be counted."""
+        """A connection of the pool. While the caller waits for it, `_queue` counts it."""
         place = object()
         self._queue.add(place)
         try:
@@ -278,7 +278,7 @@ class Database:
             self._queue.discard(place)
 
     def _patrol(self) -> None:
-        """Stops what the database itself should have stopped by now, and what waits for an answer that was lost."""
+        """Stops what the database should have stopped by now, and what waits for an answer lost in an outage."""
         while not self._closed.wait(_PATROL_INTERVAL):
             now = monotonic()
             for running, since in list(self._lent.items()):
@@ -322,7 +322,7 @@ class Usage(NamedTuple):
 
 
 class _Running:
-    """What runs on a borrowed connection: it can be stopped from elsewhere, but not once the connection is back."""
+    """The use of a borrowed connection. Other threads can stop it, but not once the connection is given back."""
 
     def __init__(self, connection: Connection, stoppers: ThreadPoolExecutor) -> None:
         self._connection = connection
@@ -332,13 +332,13 @@ class _Running:
         self.stopping = False
 
     def end(self) -> None:
-        """The connection goes back; waits for a stop request that is under way."""
+        """To be called before the connection is given back. Waits for a cancel request that is being sent."""
         with self._lock:
             self._ended.set()
 
     def stop(self) -> None:
-        """Stops the statement, if one still runs. Called on gRPC's own serving thread, so it only passes the word."""
-        # Once: a second attempt would only keep the connection from going back.
+        """Has another thread stop the statement, if it runs: gRPC's serving thread, which calls it, must not wait."""
+        # Only once: a second cancel request would keep the connection from being given back.
         if not self._ended.is_set() and not self.stopping:
             self.stopping = True
             with suppress(RuntimeError):  # the process is shutting down

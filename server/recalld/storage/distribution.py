@@ -30,18 +30,18 @@ COMMIT;
 {_DROP_LOCAL_COPIES};
 """
 
-# To go before steps of the schema.
+# For psql, before the steps of the schema.
 SCRIPT_SETTING = f"{_SQL['sequential']};\n\n"
 
 
 def distributed(connection: psycopg.Connection[Any]) -> bool:
-    """Whether the sessions are spread over nodes, so that a statement should keep to one of them.
+    """Whether sessions are spread over nodes, so that a statement should keep to one session.
 
-    One or two look-ups in the catalog, on any node and with any role's rights.
+    It takes one or two look-ups in the catalog, works on any node, and needs no privileges.
     """
     if connection.execute(_SQL["extension"]).fetchone() is None:
         return False
-    return _is(connection.execute(_SQL["is_distributed"]).fetchone())
+    return _boolean(connection.execute(_SQL["is_distributed"]).fetchone())
 
 
 def obstacle(connection: psycopg.Connection[Any]) -> str | None:
@@ -51,14 +51,14 @@ def obstacle(connection: psycopg.Connection[Any]) -> str | None:
             "--distributed needs Citus: install it, run `create extension citus` in this database on every node, and"
             " add the nodes by `select citus_add_node(…)`"
         )
-    if not _is(connection.execute(_SQL["is_coordinator"]).fetchone()):
+    if not _boolean(connection.execute(_SQL["is_coordinator"]).fetchone()):
         return "--distributed works from the coordinator only: name that node in RECALLD_DATABASE_URL"
     return None
 
 
 def complete(connection: psycopg.Connection[Any]) -> bool:
     """Whether `distribute` would find nothing to do. The schema must be there."""
-    return _is(connection.execute(_IS_COMPLETE).fetchone())
+    return _boolean(connection.execute(_IS_COMPLETE).fetchone())
 
 
 def distribute(connection: psycopg.Connection[Any]) -> list[str]:
@@ -76,6 +76,6 @@ def distribute(connection: psycopg.Connection[Any]) -> list[str]:
     return [f"distribution of {name}" for name, _ in done]
 
 
-def _is(row: tuple[Any, ...] | None) -> bool:
+def _boolean(row: tuple[Any, ...] | None) -> bool:
     assert row is not None
     return bool(row[0])

@@ -21,22 +21,22 @@ def user_key(namespace: str, user_id: str) -> UUID:
 def message_id(session_key: UUID, seq: int) -> str:
     """The id of a message whose caller gave none: a UUID of version 8 (RFC 9562), 48 bits of seq and 72 of the key."""
     digits = f"{seq:012x}"
-    return f"{digits[:8]}-{digits[8:]}-{_end(session_key)}"
+    return f"{digits[:8]}-{digits[8:]}-{_suffix(session_key)}"
 
 
 def seq_of(session_key: UUID, message_id_: str) -> int | None:
-    """The seq of the message that `message_id` makes this id for; None when it makes it for none of the session."""
-    if message_id_[14:] != _end(session_key):
+    """The inverse of `message_id`: the seq in an id that was derived for this session; None for any other id."""
+    if message_id_[14:] != _suffix(session_key):
         return None
     return int(message_id_[:8] + message_id_[9:13], 16) or None
 
 
-def _end(session_key: UUID) -> str:
-    """What the ids that we make for a session's messages have in common."""
+def _suffix(session_key: UUID) -> str:
+    """What all derived ids of a session's messages end with."""
     key = session_key.hex
     return f"8{key[:3]}-8{key[3:6]}-{key[6:18]}"
 
 
 def _key(kind: str, namespace: str, identifier: str) -> UUID:
-    # NUL is in none of them, so it keeps ("ab", "c") and ("a", "bc") apart.
+    # None of them contains NUL, so ("ab", "c") and ("a", "bc") have different keys.
     return UUID(bytes=sha256(f"{kind}\0{namespace}\0{identifier}".encode()).digest()[:16])

@@ -1,6 +1,6 @@
-"""Leases: what only one server at a time may do, in a row that expires when its holder dies.
+"""Leases: locks that one server at a time holds, each a row that expires unless its holder renews it.
 
-Not an advisory lock: that belongs to a connection, which a pooler gives to somebody else after each transaction.
+An advisory lock would not do: it belongs to a connection, which a pooler gives to another client after a transaction.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Final
 from uuid import uuid4
 
-from recalld.domain import NOBODYS
+from recalld.domain import INTERNAL_CALL
 from recalld.storage.database import Database
 from recalld.storage.sql import statements
 
@@ -17,7 +17,7 @@ _SQL: Final = statements("lease")
 
 
 class Lease:
-    """One server's part in a lease.
+    """A lease as one server sees it.
 
     Args:
         database: where it is kept.
@@ -30,11 +30,11 @@ class Lease:
         self._values = {"name": name, "holder": uuid4(), "ttl": ttl}
 
     def take(self) -> bool:
-        """Takes the lease, unless another has it or it is not yet time."""
+        """Takes the lease; False while another server holds it, or the pause after the last holder lasts."""
         return self._run("take", {})
 
     def renew(self) -> bool:
-        """Keeps the lease for another `ttl`; False when it has expired, and may be another's."""
+        """Extends the lease by `ttl` from now; False when it has expired, and another server may hold it."""
         return self._run("renew", {})
 
     def give_back(self, pause: timedelta) -> None:
@@ -42,6 +42,6 @@ class Lease:
         self._run("give_back", {"pause": pause})
 
     def _run(self, statement: str, values: dict[str, timedelta]) -> bool:
-        with self._database.connection(NOBODYS) as connection:
+        with self._database.connection(INTERNAL_CALL) as connection:
             cursor = connection.execute(_SQL[statement], self._values | values)
             return cursor.rowcount > 0

@@ -9,7 +9,7 @@ from psycopg import Rollback
 
 from recalld import errors, metadata
 from recalld.domain import (
-    NOBODYS,
+    INTERNAL_CALL,
     AddedMemory,
     AddedMessage,
     Call,
@@ -68,12 +68,12 @@ class MemoryStore(SubjectStore):
         self._reads = Reads(database)
 
     def prepare(self) -> None:
-        """Looks whether sessions are on several nodes: then no statement is for several calls, as it would go to all.
+        """Turns grouping off if sessions are spread over several nodes: a shared statement would go to all of them.
 
-        To be called when the schema is there, before the first call is made; where there is one node it need not be.
-        Raises StorageUnavailable.
+        To be called when the schema is there, before the first call. On a single node it may be left out. Raises
+        StorageUnavailable.
         """
-        with self._database.connection(NOBODYS) as connection:
+        with self._database.connection(INTERNAL_CALL) as connection:
             self._appends.grouping = self._reads.grouping = not distributed(connection)
 
     def add_memory(self, call: Call, memory: NewMemory) -> AddedMemory:
@@ -159,7 +159,7 @@ class MemoryStore(SubjectStore):
             rows = connection.execute(_SEARCH, values).fetchall()
         return [Match(row[0], message_of(row[1:-1]), row[-1]) for row in rows]
 
-    # --- appending what is not that simple
+    # --- appends that the one statement does not do
 
     def _add_carefully(self, what: Append, derived: Sequence[int | None]) -> AddedMemory:
         with self._database.connection(what.call) as connection:
@@ -176,10 +176,10 @@ class MemoryStore(SubjectStore):
         """The first call's result when this is a repetition of it; None when no id of the call is known.
 
         Args:
-            derived: the seqs of the messages whose ids are those that we make; None for each other message.
+            derived: for each message the seq in its id, if that is a derived id of this session; else None.
 
-        Raises MessageIdConflict when the ids are known from something else, InvalidField for one that we have yet to
-        make, or made for a message that was purged: nobody else may take it.
+        Raises MessageIdConflict when the ids belong to other messages or calls; InvalidField for a derived id without a
+        message: such ids are reserved for messages to come, and for those that were purged.
         """
         messages = what.memory.messages
         values = {"session_key": what.session_key, "seqs": array(derived), **message_values([what])}
@@ -222,7 +222,7 @@ class MemoryStore(SubjectStore):
                 if session.delete_time:
                     lock_user(connection, call.namespace, session.user_id)
                 live = lock_session(connection, call, session)
-                # Others may delete and revive it all the time; from here on they wait.
+                # From here on, others that would delete or revive the session wait for its lock.
                 if live is None or (not live and session.delete_time is None):
                     return None
                 if not live:
@@ -235,7 +235,7 @@ class MemoryStore(SubjectStore):
 
 
 def _address(call: Call, session_id: str, message_id: str) -> tuple[str, Values]:
-    """How a message is found by its id: the name of the condition, and the values."""
+    """The name of the condition that finds a message by its id, and its values."""
     key = session_key(call.namespace, session_id)
     seq = seq_of(key, message_id)
     if seq is None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +24,14 @@ log = logging.getLogger(__name__)
 _DIRECTORY = Path(__file__).parent / "migrations"
 _SQL = statements("schema")
 
-# A step that waits for a lock makes every statement behind it wait too. So it waits this long (seconds), and then lets
-# the others pass before it tries again.
+# A step that waits for a lock makes every statement behind it wait too. So it waits for _LOCK_TIMEOUT seconds, and then
+# lets the others pass for _LOCK_PAUSE seconds before it tries again.
 _LOCK_TIMEOUT = 2.0
 _LOCK_PAUSE = 1.0
 _LOCK_ATTEMPTS = 60
 
-# Ends the comment on the search index while that is not, or not everywhere, in the language that is searched in. What
-# somebody else has written there stays before it.
+# The end of the comment on the search index while that is not, or not completely, built in the current search language.
+# A comment that somebody else has made stays before it.
 _TO_BE_REBUILT = "\n[recalld: to be rebuilt, the search language has changed]"
 
 
@@ -39,7 +40,7 @@ class MigrationError(Exception):
 
 
 class UnknownLanguage(MigrationError):
-    """The database does not know the search language that it is to search in."""
+    """The database has no text search configuration of this name."""
 
 
 def newest_revision() -> str:
@@ -66,41 +67,32 @@ def migrate(
 ) -> list[str]:
     """Applies the pending steps, and returns their names. Safe to run from several processes at once, and to kill.
 
-    Each step is a transaction, or builds an index beside the callers, and waits only briefly for locks: a server in use
-    hardly notices.
+    Each step is a transaction, or builds an index concurrently, and waits only briefly for locks, so servers go on
+    serving meanwhile.
 
     Args:
         url: the database, as a URL or a libpq connection string.
         language: the text search configuration, such as `english`, that a database without messages searches in.
-        change_language: whether one with messages that searches in another language is changed to this one. It rebuilds
-            the search index, which takes long on a large database; searches miss messages until it is done. When that
-            was broken off, it is done again.
-        distribute: whether the tables are spread over the nodes of a Citus cluster. Where they are, whatever a later
-            version adds is distributed in any case. Nobody can write while rows are copied to their nodes.
+        change_language: whether a database with messages is changed to this language too. That rebuilds the search
+            index, which takes long on a large database; searches miss messages until it is done. A change that was
+            interrupted is completed.
+        distribute: whether the tables are spread over the nodes of a Citus cluster. Where they already are, tables of a
+            later version are spread in any case. Nobody can write while rows are copied to their nodes.
         grant_to: a database role that gets what a server needs, which does not include changing the schema.
 
     Raises StorageUnavailable when the database does not answer, MigrationError when it cannot be migrated.
     """
-    try:
-        with connect(url, autocommit=True) as connection:
-            _refuse_without_citus(connection, distribute)
-            applied = _bring_up_to_date(connection, url)
-            _warn_of_lost_writes(connection)
-            applied += _settle_language(connection, language, change_language)
-            if distribute or distribution.distributed(connection):
-                applied += _distribute(connection)
-            if grant_to is not None:
-                _grant(connection, grant_to)
-                applied.append(f"grants to {grant_to}")
-            return applied
-    except psycopg.OperationalError as error:
-        raise StorageUnavailable from error
-    except psycopg.errors.InsufficientPrivilege as error:
-        raise MigrationError(
-            f"the database's role may not do that: run `recalld migrate` as the schema's owner ({_one_line(error)})"
-        ) from error
-    except psycopg.Error as error:
-        raise MigrationError(_one_line(error)) from error
+    with _errors_translated(), connect(url, autocommit=True) as connection:
+        _refuse_without_citus(connection, distribute)
+        applied = _bring_up_to_date(connection, url)
+        _warn_of_lost_writes(connection)
+        applied += _settle_language(connection, language, change_language)
+        if distribute or distribution.distributed(connection):
+            applied += _distribute(connection)
+        if grant_to is not None:
+            _grant(connection, grant_to)
+            applied.append(f"grants to {grant_to}")
+        return applied
 
 
 def check_schema(url: str) -> None:
@@ -117,24 +109,23 @@ def check_schema(url: str) -> None:
                 )
             _refuse_if_too_new(connection, current)
             _warn_if_broken_off(_search(connection))
+    except psycopg.NotSupportedError as error:
+        raise MigrationError(_one_line(error)) from error
     except psycopg.Error as error:
         raise StorageUnavailable from error
 
 
 def pending_sql(url: str, *, distribute: bool = False) -> str:
-    """The SQL that `migrate` would run, empty when there is nothing to do. Raises as `migrate`."""
-    try:
-        with connect(url, autocommit=True) as connection:
-            _refuse_without_citus(connection, distribute)
-            current = current_revision(connection)
-            up_to_date = current is not None and current >= newest_revision()
-            if current is not None and up_to_date:
-                _refuse_if_too_new(connection, current)
-            distribute = distribute or distribution.distributed(connection)
-            if up_to_date and distribute:
-                distribute = not distribution.complete(connection)
-    except psycopg.OperationalError as error:
-        raise StorageUnavailable from error
+    """The SQL that `migrate` would run, empty when there is nothing to do. Raises the same errors as `migrate`."""
+    with _errors_translated(), connect(url, autocommit=True) as connection:
+        _refuse_without_citus(connection, distribute)
+        current = current_revision(connection)
+        up_to_date = current is not None and current >= newest_revision()
+        if current is not None and up_to_date:
+            _refuse_if_too_new(connection, current)
+        distribute = distribute or distribution.distributed(connection)
+        if up_to_date and distribute:
+            distribute = not distribution.complete(connection)
     steps = "" if up_to_date else _steps_sql(current)
     if not distribute:
         return steps
@@ -178,28 +169,34 @@ def _refuse_if_too_new(connection: psycopg.Connection[Any], current: str) -> Non
 
 
 def _distribute(connection: psycopg.Connection[Any]) -> list[str]:
-    """One process after another; whoever comes second finds nothing left to do."""
+    """Runs in one process at a time; a later one finds nothing left to do."""
     _await_turn(connection)
     connection.execute(_SQL["set_lock_timeout"], {"milliseconds": str(int(_LOCK_TIMEOUT * 1000))})
     return _patiently(lambda: distribution.distribute(connection))
 
 
 def _patiently(migration: Callable[[], list[str]]) -> list[str]:
-    for attempt in range(1, _LOCK_ATTEMPTS + 1):
+    """Repeats a migration that cannot get a lock, at most _LOCK_ATTEMPTS times. Raises MigrationError."""
+    attempt = 1
+    while True:
         try:
             return migration()
-        except psycopg.errors.LockNotAvailable:
-            log.warning("others hold a lock that a migration needs; attempt %d", attempt + 1)
-            time.sleep(_LOCK_PAUSE)
-    raise MigrationError("others hold a lock that a migration needs: try when there is less going on")
+        except psycopg.errors.LockNotAvailable as error:
+            if attempt >= _LOCK_ATTEMPTS:
+                raise MigrationError(
+                    "others hold a lock that a migration needs: try when there is less going on"
+                ) from error
+        attempt += 1
+        log.warning("others hold a lock that a migration needs; attempt %d", attempt)
+        time.sleep(_LOCK_PAUSE)
 
 
 def _run_steps(url: str, applied: list[str]) -> list[str]:
-    """Adds the steps to those that were applied before one had to wait for a lock."""
+    """Runs the pending steps. Adds each to `applied`, also those before one that fails, and returns that."""
     from alembic import command
     from alembic.util import CommandError
     from sqlalchemy import NullPool, create_engine
-    from sqlalchemy.exc import DBAPIError
+    from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
     def on_version_apply(*, step: Any, **_: Any) -> None:
         applied.append(Path(step.up_revision.path).stem)
@@ -219,6 +216,9 @@ def _run_steps(url: str, applied: list[str]) -> list[str]:
             return applied
     except DBAPIError as error:
         raise (error.orig if isinstance(error.orig, psycopg.Error) else error) from error
+    except PendingRollbackError as error:
+        # Alembic commits at the end of a step without a transaction, even if that end is a lost connection.
+        raise psycopg.OperationalError("the connection was lost during a step") from error
     except CommandError as error:
         raise MigrationError(f"the database's schema is not one that this version knows: {error}") from error
 
@@ -233,7 +233,7 @@ def _config(**options: Any) -> Any:
 
 
 def _warn_of_lost_writes(connection: psycopg.Connection[Any]) -> None:
-    """An acknowledged write is durable only if Postgres is told to make it so."""
+    """Warns of settings of Postgres with which an acknowledged write may not be durable."""
     row = connection.execute(_SQL["durability"]).fetchone()
     assert row is not None
     for setting, value in zip(("fsync", "synchronous_commit"), row, strict=True):
@@ -242,7 +242,7 @@ def _warn_of_lost_writes(connection: psycopg.Connection[Any]) -> None:
 
 
 class _Search(NamedTuple):
-    """The language that messages are searched in; and the comment on the index, which may not have been built in it."""
+    """The search language, and the comment on the search index, which tells whether it is built in that language."""
 
     language: str
     comment: str
@@ -268,7 +268,7 @@ def _warn_if_broken_off(search: _Search) -> None:
 
 
 def _settle_language(connection: psycopg.Connection[Any], language: str, change: bool) -> list[str]:
-    """A database without messages takes the language unasked, from whoever may change it."""
+    """Changes the search language if `change` is set, or there are no messages yet and the role may change it."""
     search = _search(connection)
     if search.language == language and not search.broken_off:
         return []
@@ -285,7 +285,7 @@ def _settle_language(connection: psycopg.Connection[Any], language: str, change:
 
 
 def _set_language(connection: psycopg.Connection[Any], language: str) -> list[str]:
-    """One process after another. From the first change on, a comment on the index says that it is not done."""
+    """Runs in one process at a time. Until it is done, the comment on the index says so."""
     if connection.execute(_SQL["find_language"], {"language": language}).fetchone() is None:
         raise UnknownLanguage(f"search_language: the database has no text search configuration {language!r}")
     _await_turn(connection)
@@ -308,14 +308,29 @@ def _comment(connection: psycopg.Connection[Any], text: str) -> None:
 
 
 def _await_turn(connection: psycopg.Connection[Any]) -> None:
-    """It lasts until the connection is closed."""
+    """Takes the lock of migrations, which lasts until the connection is closed."""
     await_turn(lambda: connection.execute(_SQL["lock_migrations"]).fetchone() == (True,))
 
 
 def _grant(connection: psycopg.Connection[Any], role: str) -> None:
-    """One process after another: of two that grant the same at once, Postgres refuses one."""
+    """Runs in one process at a time: of two that grant the same concurrently, Postgres would refuse one."""
     _await_turn(connection)
     connection.execute(sql.SQL(_SQL["grant"]).format(role=sql.Identifier(role)))
+
+
+@contextmanager
+def _errors_translated() -> Iterator[None]:
+    """Raises StorageUnavailable or MigrationError in place of psycopg's errors."""
+    try:
+        yield
+    except psycopg.OperationalError as error:
+        raise StorageUnavailable from error
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise MigrationError(
+            f"the database's role may not do that: run `recalld migrate` as the schema's owner ({_one_line(error)})"
+        ) from error
+    except psycopg.Error as error:
+        raise MigrationError(_one_line(error)) from error
 
 
 def _one_line(error: Exception) -> str:

@@ -10,8 +10,8 @@ from uuid import UUID
 
 import psycopg
 
-from recalld.domain import NOBODYS, Call, PurgeProgress, PurgeQuery
-from recalld.errors import Contention, DeadlineExceeded
+from recalld.domain import INTERNAL_CALL, Call, PurgeProgress, PurgeQuery
+from recalld.errors import Contention, DeadlineExceeded, reason_of
 from recalld.storage.keys import session_key, user_key
 from recalld.storage.rows import Row, SubjectStore, Values
 from recalld.storage.sql import compose, statements
@@ -29,10 +29,10 @@ _COUNT_USERS = {scope: compose(_SQL["count_users"], scope=_SQL[scope]) for scope
 # Later than any deletion.
 _FOREVER: Final = datetime.max.replace(tzinfo=UTC)
 
-# What can be the fault of one session: somebody keeps it locked, it takes too long, its page is damaged.
-_ITS_OWN: Final = (Contention, DeadlineExceeded, psycopg.Error)
+# Errors that can be due to one session: another transaction keeps it locked, it takes too long, its page is damaged.
+_ERRORS_OF_ONE_SESSION: Final = (Contention, DeadlineExceeded, psycopg.Error)
 
-# Sessions in a row that cannot be purged, after which it is no fault of theirs.
+# Failed sessions in a row after which the cause is taken to be the database, and the purge ends.
 _MOST_IN_A_ROW: Final = 10
 
 
@@ -54,15 +54,16 @@ class PurgeStore(SubjectStore):
     """The part of recalld.domain.Store about purging."""
 
     def purge(self, call: Call, query: PurgeQuery) -> Iterator[PurgeProgress]:
-        """A session that cannot be purged keeps no other from it: it is passed over, and its error raised at the end.
+        """Purges tombstone by tombstone, then users.
 
-        That is a step too: who purges is asked whether to go on.
+        A session that cannot be purged is passed over, and the first such error is raised at the end. That yields too,
+        so that the caller can stop there as after any step.
         """
         sessions = messages = users = 0
         failed: dict[UUID, Exception] = {}
         in_a_row = 0
         for tombstone in self._tombstones(call, query):
-            if tombstone.session_key in failed:  # what comes first of a session must not be taken along by what follows
+            if tombstone.session_key in failed:  # the tombstones of a session must be purged in order
                 continue
             try:
                 for more_sessions, more_messages in self._steps(call, query, tombstone):
@@ -70,12 +71,12 @@ class PurgeStore(SubjectStore):
                     messages += more_messages
                     yield PurgeProgress(sessions, messages, users)
                 in_a_row = 0
-            except _ITS_OWN as error:
+            except _ERRORS_OF_ONE_SESSION as error:
                 in_a_row += 1
                 if in_a_row == _MOST_IN_A_ROW or call.remaining() == 0:
                     raise
                 failed[tombstone.session_key] = error
-                log.warning("the purge passes over session_key %s: %s", tombstone.session_key, _why(error))
+                log.warning("the purge passes over session_key %s: %s", tombstone.session_key, reason_of(error))
                 yield PurgeProgress(sessions, messages, users)
         if not query.session_id:
             for more_users in self._user_steps(call, query):
@@ -87,14 +88,15 @@ class PurgeStore(SubjectStore):
 
     def due_namespaces(self, cutoff: datetime) -> list[str]:
         """The namespaces in which something was deleted at or before the cutoff and is not purged yet."""
-        with self._database.connection(NOBODYS) as connection:
+        with self._database.connection(INTERNAL_CALL) as connection:
             return [namespace for (namespace,) in connection.execute(_SQL["due_namespaces"], {"cutoff": cutoff})]
 
     def _tombstones(self, call: Call, query: PurgeQuery) -> Iterator[_Tombstone]:
-        """What there is to do, oldest deletion first.
+        """The tombstones to purge, oldest deletion first.
 
-        But whatever else was deleted of a session comes before the session itself, which would take it along in one
-        step, however much it is. By its time it may come later, even after the cutoff: servers' clocks differ.
+        Before the tombstone of a whole session come all others of that session: its own last step would remove them all
+        at once, however many messages they have. By time they may come later, even after the cutoff: servers' clocks
+        differ.
         """
         scope = "of_session" if query.session_id else "of_user" if query.user_id else "all"
         values: Values = {
@@ -120,7 +122,7 @@ class PurgeStore(SubjectStore):
             yield tombstone
 
     def _picked(self, call: Call, scope: str, values: Values) -> Iterator[_Tombstone]:
-        """Tombstones page by page; no connection is held while something is done about them."""
+        """Tombstones page by page. No connection is held while they are processed."""
         while True:
             with self._database.connection(call) as connection:
                 rows = connection.execute(_PICK[scope], values).fetchall()
@@ -136,7 +138,7 @@ class PurgeStore(SubjectStore):
             }
 
     def _steps(self, call: Call, query: PurgeQuery, tombstone: _Tombstone) -> Iterator[tuple[int, int]]:
-        """One tombstone in batches; yields the sessions and messages removed by each."""
+        """Purges one tombstone in batches. Yields how many sessions and messages each has removed."""
         values = tombstone._asdict()
         first_seq = tombstone.first_seq
         while True:
@@ -148,7 +150,7 @@ class PurgeStore(SubjectStore):
             elif not done:
                 names = ["remove_batch"]
             elif tombstone.whole:
-                # In case the session has come back to life since, its messages remain to be removed.
+                # If the session has been undeleted since, only the messages of the tombstone are removed.
                 names = ["remove_session", "remove_last"]
             else:
                 names = ["remove_last"]
@@ -162,7 +164,7 @@ class PurgeStore(SubjectStore):
             first_seq = next_seq
 
     def _user_steps(self, call: Call, query: PurgeQuery) -> Iterator[int]:
-        """The deleted users that no session is left of, in batches; yields how many were removed by each."""
+        """Removes, in batches, deleted users that have no session left. Yields how many each has removed."""
         values: Values = {
             "namespace": call.namespace,
             "cutoff": query.cutoff,
@@ -190,8 +192,3 @@ class PurgeStore(SubjectStore):
     def _find_row(self, call: Call, statement: LiteralString, values: Values) -> Row | None:
         with self._database.connection(call) as connection:
             return connection.execute(statement, values).fetchone()
-
-
-def _why(error: Exception) -> str:
-    """In a word: what Postgres has to say can quote what somebody wrote."""
-    return getattr(error, "reason", type(error).__name__)

@@ -21,8 +21,8 @@ from recalld.together import as_one
 _SESSION_SQL = statements("session")
 _SQL = statements("memory")
 
-# What a call may ask for that shares a statement, and how large its answer may be: a large one would only keep the
-# others waiting.
+# Limits of a call that shares a statement: the messages that it asks for, and the bytes of its answer. A large call
+# would keep the others waiting.
 _MOST_MESSAGES: Final = 100
 _MOST_BYTES: Final = 128 * 1024
 
@@ -46,7 +46,7 @@ _OF_SEVERAL = _statement("of_several", "s.session_key")
 
 
 class Read(NamedTuple):
-    """What a call wants to read of a session: the newest messages, at most so many, which fit, behind a seq."""
+    """A read of a session: the newest `last_n` messages with a seq above `after_seq`, within `max_tokens` (0: any)."""
 
     call: Call
     session_key: UUID
@@ -64,7 +64,7 @@ class Reads:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        # Off where one statement on several sessions is dear: on Citus it goes to all shards.
+        # Turned off on Citus, where a statement on several sessions goes to all shards.
         self.grouping = True
 
     def read(self, what: Read) -> Memory:
@@ -99,7 +99,7 @@ class Reads:
             try:
                 rows = connection.execute(_OF_SEVERAL, values).fetchall()
             except (pg.DataError, pg.InternalError):
-                # A message that cannot be read, as on a damaged page, fails nobody but who asks for it.
+                # A message that cannot be read, as on a damaged page, must only fail the call that asks for it.
                 for wish in wishes:
                     wish.alone = True
                 return
@@ -111,10 +111,10 @@ class Reads:
 
 
 class _Wish(Wish):
-    """A read, and what came of it.
+    """A read, and its result.
 
     Attributes:
-        alone: nothing, since one of the group failed: it may be this, or not.
+        alone: whether to repeat it by itself, because one of its group has failed.
     """
 
     def __init__(self, what: Read) -> None:

@@ -43,7 +43,7 @@ class SubjectStore:
 
 
 def to_minute(time: datetime) -> datetime:
-    """The grain of listings by update time: see session.active_time."""
+    """The minute of a time. Listings by update time are ordered by it: see session.active_time."""
     return time.replace(second=0, microsecond=0)
 
 
@@ -85,12 +85,12 @@ def user_of(row: Row) -> User:
 
 
 def _etag(version: int, create_time: datetime) -> str:
-    """The version counts within one life of a row; the create time tells a purged and created one from the old."""
+    """The etag of a row. One that was purged and created again has the same first version, but another create time."""
     return f"{(create_time - _EPOCH) // _MICROSECOND:x}.{version:x}"
 
 
 def etag_condition(etag: str) -> Values:
-    """The version that an etag stands for, as parameters; None for any, and one that never is for a foreign etag."""
+    """The parameters of the condition that an etag makes: none for "", one that never holds for a malformed etag."""
     if not etag:
         return {"version": None, "version_time": None}
     time, _, version = etag.partition(".")
@@ -98,19 +98,19 @@ def etag_condition(etag: str) -> Values:
         wanted = (int(version, 16), _EPOCH + int(time, 16) * _MICROSECOND)
     except (ValueError, OverflowError):
         wanted = _NEVER
-    if _etag(*wanted) != etag or not 0 <= wanted[0] < 2**63:  # another spelling is another etag
+    if _etag(*wanted) != etag or not 0 <= wanted[0] < 2**63:  # another spelling, such as "0A" for "a"
         wanted = _NEVER
     return {"version": wanted[0], "version_time": wanted[1]}
 
 
 def metadata_change(change: MetadataChange | None) -> Values:
-    """The parameters that change metadata; None leaves it as it is."""
+    """The parameters of a change of metadata; None leaves the metadata as it is."""
     if change is None:
         return {"metadata": None, "replace": False}
     return {"metadata": metadata.to_json(change.document), "replace": change.replace}
 
 
 def check_merged(document: Metadata) -> None:
-    """A merge of two documents within the limit can be beyond it. Raised in the transaction, which it rolls back."""
+    """Raises LimitExceeded when a merge made the document too large. Call it in the transaction, to roll that back."""
     if metadata.size(document) > MAX_METADATA_BYTES:
         raise LimitExceeded("metadata", f"would be larger than {MAX_METADATA_BYTES} bytes after merging")

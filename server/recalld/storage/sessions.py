@@ -25,7 +25,7 @@ _SQL = statements("session")
 
 _WIDTH = _SQL["columns"].count(",") + 1
 
-# How often a transaction is tried anew because what it relied on changed before it had the lock.
+# Attempts at a transaction that fails because a row was changed between reading and locking it.
 ATTEMPTS = 10
 
 # Rows that one statement examines for a filter that no index answers.
@@ -33,7 +33,7 @@ _EXAMINE = 1000
 
 
 def _listing(order: SessionOrder, of_user: bool, show_deleted: bool) -> LiteralString:
-    """The statement for one order and scope; deleted and live sessions are apart in the indexes, to be merged here."""
+    """The statement for one order and scope. Indexes keep live and deleted sessions apart; here they are merged."""
     descending = order in (SessionOrder.CREATE_TIME_DESC, SessionOrder.UPDATE_TIME_DESC)
     by_create = order in (SessionOrder.CREATE_TIME_ASC, SessionOrder.CREATE_TIME_DESC)
     words = {
@@ -138,11 +138,11 @@ class SessionStore(SubjectStore):
 
     def list_sessions(self, call: Call, query: SessionQuery, after: Position | None, limit: int) -> SessionPage:
         by_create = query.order in (SessionOrder.CREATE_TIME_ASC, SessionOrder.CREATE_TIME_DESC)
-        # What no index answers is looked at row by row, a bounded number of rows a page.
+        # Conditions without an index are checked row by row, on a bounded number of rows for each page.
         create_range = (query.create_time_from, query.create_time_to)
         update_range = (query.update_time_from and to_minute(query.update_time_from), query.update_time_to)
         low, high = create_range if by_create else update_range
-        # Of the create time the index knows all, of the update time the minute.
+        # The index on create time is exact. The one on update time is by minute, so that range is also checked by row.
         others = update_range if by_create else (*create_range, *update_range)
         filtered = any(condition is not None for condition in (query.metadata, *others))
         examine = max(limit + 1, _EXAMINE) if filtered else limit + 1
@@ -168,7 +168,7 @@ class SessionStore(SubjectStore):
                 rows = connection.execute(statement, values).fetchall()
             for row in rows:
                 time, key, matches, fits, _ = row[_WIDTH:]
-                # What does not fit was left out, but for the last row that was examined, whether that matches or not.
+                # Rows that do not match or fit are left out, except the last row that was examined.
                 if len(found) == limit or not fits:
                     return SessionPage(found, found[-1][1])
                 after = Position(time, key)
@@ -213,14 +213,14 @@ def revive(connection: Connection, call: Call, session: Session, times: Values) 
 
 
 def lock_session(connection: Connection, call: Call, session: Session) -> bool | None:
-    """Keeps a session as it is until the transaction ends; whether it is live, or None when it is another user's."""
+    """Locks a session until the transaction ends. Whether it is live; None if it is gone or has another user."""
     values = {"session_key": session_key(call.namespace, session.session_id), "user_id": session.user_id}
     row = connection.execute(_SQL["lock_session"], values).fetchone()
     return None if row is None else bool(row[0])
 
 
 def lock_user(connection: Connection, namespace: str, user_id: str) -> None:
-    """Keeps a session's user live until the transaction ends; nobody needs no lock. Raises UserMissing."""
+    """Keeps a user live until the transaction ends; does nothing for "". Raises UserMissing."""
     if user_id:
         values = {"user_key": user_key(namespace, user_id)}
         if connection.execute(_SQL["lock_user"], values).fetchone() is None:

@@ -11,12 +11,12 @@ select exists (select
                   and p.partmethod = 'h')
 
 -- name: sequential
--- Over one connection to each node, as a transaction needs it that changes a table and a function that it uses. Without
--- Citus it is a setting that nothing reads.
+-- One connection to each node: required in a transaction that changes a table and then a function that uses it. Without
+-- Citus nothing reads the setting.
 select set_config('citus.multi_shard_modify_mode', 'sequential', false)
 
 -- name: plan
--- All of a session is on one shard. What has no key of its own is small, and whole on every node.
+-- All rows of a session are on one shard. Tables without a key are small, and copied to every node.
 (values (1, 'recalld.session', 'session_key', 'none'),
         (2, 'recalld.message', 'session_key', 'recalld.session'),
         (3, 'recalld.tombstone', 'session_key', 'recalld.session'),
@@ -35,7 +35,7 @@ select t.*
 offset 0
 
 -- name: functions
--- Statements call them where the rows are. What has the key for its first argument runs there as a whole.
+-- The functions that are not distributed yet. A function whose first argument is the session's key runs on its shard.
 select 'recalld.' || p.proname as name, p.oid::regprocedure as signature, k.has_key
   from pg_catalog.pg_proc as p
  cross join lateral (select coalesce(p.proargnames[1] = 'p_session_key', false)) as k (has_key)
@@ -65,7 +65,7 @@ select f.name,
   from ({functions}) as f
 
 -- name: drop_local_copies
--- What the tables held before they were distributed: copied, and hidden, but still on disk.
+-- The rows from before a table was distributed: they were copied to the shards, and still take space here, unseen.
 select truncate_local_data_after_distributing_table(t.relation::regclass)
   from {plan}
  where pg_relation_size(t.relation::regclass) > 0

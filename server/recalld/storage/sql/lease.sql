@@ -1,5 +1,5 @@
--- By the database's clock: those of the servers may differ. Whoever waits for a lock looks by the time when it asked, which
--- can only make it give way.
+-- All times are of the database's clock: those of servers may differ. now() is when the statement began, even if it then
+-- waited for a lock: so it can take a lease for held that has just ended, but never for free that is held.
 
 -- name: take
 insert into recalld.lease (name, holder, expire_time, next_time)

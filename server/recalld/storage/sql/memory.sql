@@ -15,10 +15,10 @@ select g.last_seqs, g.outcomes
                             %(contents)s::text[], %(metadatas)s::jsonb[], %(token_counts)s::integer[]) as g
 
 -- name: replayed
--- What is stored under the ids of a call, and whether it is what the call sends. The empty message in the log makes it a
--- transaction that writes, and so waits, as the first call should have, until a synchronous standby has everything up to
--- here. Not a lock: one that shares the session's row, while appends to it fail and others succeed, can make Postgres see
--- two updaters where there was one after the other (XX000).
+-- The messages stored under the ids of a call, and whether each is the same as the call sends. The empty logical message
+-- makes this a transaction that writes, whose commit waits until a synchronous standby has all WAL up to here, the first
+-- call's too. A row lock would do the same, but `for share` on the session's row, while appends to it fail and succeed,
+-- can make Postgres report two updaters where one came after the other (XX000).
 select new.place, m.seq, m.create_time, m.outcome,
        coalesce(m.sent_digest, recalld.message_digest(m.role, m.content, m.metadata, m.token_count))
        = recalld.message_digest(new.role, new.content, new.metadata, new.token_count) as same,
@@ -38,10 +38,10 @@ m.message_id = new.message_id and m.id_derived is not true
 m.seq = new.seq and m.id_derived
 
 -- name: get_memory
--- The session's row, then its messages, each with the other's columns null: one statement, so one moment. The newest
--- messages that fit: the running totals grow from the newest down and the first that does not fit ends the list.
--- However many of the messages above the watermark were deleted singly, the newest n live ones lie above
--- cleared_seq + message_count - n: so the range that is read is as long as the answer, not as the session.
+-- The session's row and its messages, each with the columns of the other null: one statement, so one snapshot. Running
+-- totals grow from the newest message down; the first message that does not fit ends the list. However many messages
+-- above the watermark were deleted singly, the newest n live ones lie above cleared_seq + message_count - n: so the
+-- range that is read does not grow with the session.
 with s as (
     select s.*, {wanted}
      where s.delete_time is null
@@ -78,8 +78,8 @@ w.place, w.last_n, w.max_tokens, w.after_seq
         on s.session_key = w.session_key
 
 -- name: list_messages
--- One row with null columns says that the session is live and this page is empty; followed, that the page is not the
--- last. Of any limit + 1 + dead consecutive seqs, limit + 1 are live: that is the range to read.
+-- A live session without messages on this page gives one row with null columns. `followed`: whether another message
+-- follows. Of any limit + 1 + dead consecutive seqs, at least limit + 1 are live: that is the range to read.
 with s as (
     select s.cleared_seq, s.last_seq, %(limit)s + 1 + s.last_seq - s.cleared_seq - s.message_count as reach
       from recalld.session as s
@@ -127,7 +127,7 @@ m.message_id = %(message_id)s and m.id_derived is not true
 m.seq = %(seq)s and m.id_derived
 
 -- name: update_message
--- The session's row first, as everywhere; the caller rolls back when no message comes of it.
+-- The session's row is locked first, as everywhere; the caller rolls back when no message is returned.
 with s as (
     update recalld.session as s
        set update_time = greatest(s.update_time, %(time)s),

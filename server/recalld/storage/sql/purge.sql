@@ -1,6 +1,6 @@
 -- name: pick
--- Without a lock: each step looks again. The last column: whether the session is still deleted as of this tombstone, and
--- others of it are left.
+-- Takes no lock: each step checks again. The last column: whether the session is still deleted as of this tombstone while
+-- other tombstones of it are left.
 select t.session_key, t.last_seq, t.delete_time, t.first_seq, t.whole,
        t.whole and exists (select
                              from recalld.session as s
@@ -23,11 +23,11 @@ select t.session_key, t.last_seq, t.delete_time, t.first_seq, t.whole,
  limit 1000
 
 -- name: remove_batch
--- Removes the first messages of a tombstone's range and records how far it came. The statement sees one moment, in which
--- the tombstone still stands: so every message that it sees in the range is deleted, whoever else purges or writes.
--- Nobody waits for the disk: if the database fails now, this batch is done again. What ends a tombstone does wait, and
--- for all before it too. It is the tombstone that says where to begin, not who purges, who may have begun before the
--- database failed.
+-- Removes the first messages of a tombstone's range, and records in the tombstone how far it came. In the statement's
+-- snapshot the tombstone exists, so every message that it sees in the range is a deleted one, whoever else purges or writes.
+-- The commit does not wait for the disk: if the database crashes, this batch is repeated. The commit that removes the
+-- tombstone does wait, for all batches before it too. The range begins where the tombstone says, not where the caller
+-- has come to: a crash of the database may have undone its last batches.
 with old as (
     select t.first_seq
       from recalld.tombstone as t
@@ -69,8 +69,8 @@ with t as (
 select 0, (select count(*) from m)
 
 -- name: remove_session
--- A deleted session with all that is left of it, if it is still deleted as of the tombstone. A write that revives it
--- meanwhile changes the row, whose conditions are then looked at anew: a live session stays, and nothing is removed.
+-- A deleted session with all that is left of it, if it is still deleted as of the tombstone. If a write revives it
+-- concurrently, Postgres checks the conditions again on the changed row: a live session stays, and nothing is removed.
 -- The counts make the parts run in this order: a tombstone is always locked before its messages.
 with s as (
     delete from recalld.session as s
@@ -95,8 +95,8 @@ with s as (
 select (select count(*) from s), (select count(*) from m)
 
 -- name: count_batch
--- What the steps above would remove. A message that was deleted on its own counts at its own tombstone, a session at the
--- end of that of its own deletion.
+-- What the steps above would remove. A message that was deleted singly counts with its own tombstone, a session with the
+-- last batch of the tombstone of its deletion.
 select (select count(*)
           from recalld.session as s
          where s.session_key = %(session_key)s
@@ -112,9 +112,9 @@ select (select count(*)
            and (m.delete_time is null or m.delete_time = %(delete_time)s))
 
 -- name: remove_users
--- The next deleted users, of which those go that no session is left of and that were not undeleted since; how far that
--- came, how many it looked at, and how many are gone. Users and sessions lie apart, and so are looked at one after the
--- other.
+-- Removes, among the next deleted users, those that have no session left and were not undeleted since. Returns the last user
+-- examined, and how many were examined and removed. Users and sessions are on different shards, so they are read one
+-- after the other.
 with picked as materialized (
     select u.user_key, u.user_id, u.delete_time
       from recalld.app_user as u
@@ -171,7 +171,7 @@ t.session_key in (select s.session_key
                         and s.user_id = %(user_id)s)
 
 -- name: below
--- The others of a session that is still deleted as of this tombstone: older ones, whatever their times say.
+-- The other tombstones of a session that is still deleted as of this one: they are older, whatever their times say.
 t.session_key = %(session_key)s
    and t.last_seq <= %(last_seq)s
    and (t.last_seq <> %(last_seq)s or t.delete_time <> %(delete_time)s)

@@ -37,7 +37,7 @@ update recalld.session as s
 returning {columns}
 
 -- name: delete
--- The watermark moves to last_seq, whatever lies below it; the tombstone says what purging has to do.
+-- The watermark moves to last_seq, however many messages are below it; the tombstone records what to purge.
 with old as (
     select s.session_key, s.cleared_seq
       from recalld.session as s
@@ -133,9 +133,9 @@ select true
  limit 1
 
 -- name: delete_of_user
--- To be repeated while there are any: a session whose watermark moves meanwhile is passed over, since only its watermark of
--- before would be known. A range that begins there would cover messages that another one covers, and a dry run would count
--- them twice.
+-- To be repeated while there are live sessions: one whose watermark moves meanwhile is passed over, since only its old
+-- watermark would be known here. A range from there would overlap that of another tombstone, and a dry run would count
+-- messages twice.
 with s as (
     update recalld.session as s
        set delete_time = %(time)s,
@@ -159,8 +159,8 @@ on conflict (session_key, last_seq, delete_time) do update
    set first_seq = least(t.first_seq, excluded.first_seq), whole = t.whole or excluded.whole
 
 -- name: list
--- Examines a bounded number of rows from the position on. Returns those that match, as long as they fit, besides the last
--- one examined, which says where to go on. {place} is the indexed time, to which the bounds apply.
+-- Examines a bounded number of rows from the position on. Returns those that match, as long as they fit, and in any case the
+-- last one examined, where the next page begins. {place} is the indexed time, to which the bounds apply.
 select {columns}, s.place, s.session_key, s.matches, s.fits, s.examined
   from (select s.*, row_number() over before as place_in_page, count(*) over () as examined,
                coalesce(sum(octet_length(s.metadata::text)) filter (where s.matches) over before, 0) < %(max_bytes)s as fits
@@ -178,8 +178,8 @@ select {columns}, s.place, s.session_key, s.matches, s.fits, s.examined
  order by s.place {direction}, s.session_key {direction}
 
 -- name: list_page
--- Where to begin is said once, by the position or else by the range: Postgres begins at the bound of the time alone if there
--- is one, and passes over all index entries from there to the position.
+-- One condition gives the start: the position, or else the bound of the range. With a second condition on the time alone,
+-- Postgres would start the index scan at that bound and read all entries up to the position.
 select *
   from recalld.session as p
  where p.namespace = %(namespace)s

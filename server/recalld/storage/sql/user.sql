@@ -71,7 +71,7 @@ select *
 ({live}) union all ({deleted})
 
 -- name: list
--- One more than asked for, if there is one, and of these what fits.
+-- Reads one user more than asked for, to see whether more follow, and returns those that fit.
 select {columns}, u.user_key, u.read
   from (select u.*, count(*) over () as read,
                coalesce(sum(octet_length(u.metadata::text)) over before, 0) < %(max_bytes)s as fits
