@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from recall.v1.session_pb2_grpc import SessionServiceStub
 from recall.v1.user_pb2_grpc import UserServiceStub
 from recalld.app import Server
 from recalld.settings import Settings
+from tests.processes import DEADLINE
 
 
 class Client:
@@ -31,8 +33,12 @@ class Client:
 
 @contextmanager
 def serving(database_url: str, **settings: Any) -> Iterator[Server]:
-    """A server on a free port of the loopback interface."""
-    with Server(Settings(database_url=SecretStr(database_url), listen="127.0.0.1:0", **settings)) as server:
+    """A server on a free port of the loopback interface.
+
+    Unless told otherwise it waits longer for a lock than a test holds one, however slow the machine is.
+    """
+    chosen = {"lock_timeout": timedelta(minutes=1), **settings}
+    with Server(Settings(database_url=SecretStr(database_url), listen="127.0.0.1:0", **chosen)) as server:
         yield server
 
 
@@ -47,10 +53,11 @@ def connected(server: Server) -> Iterator[Client]:
 
 
 def wait_until_serving(channel: grpc.Channel) -> None:
-    """Returns when health says SERVING; fails after 10 seconds."""
+    """Returns when health says SERVING; raises grpc.RpcError when it does not in time."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10, wait_for_ready=True)
+    request = health_pb2.HealthCheckRequest()
+    watch = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=DEADLINE, wait_for_ready=True)
     for answer in watch:
         if answer.status == health_pb2.HealthCheckResponse.SERVING:
             watch.cancel()

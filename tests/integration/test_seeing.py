@@ -69,7 +69,7 @@ def test_metrics_have_the_values_of_the_calls_made(tmp_path: Path, database_url:
 
 def test_metrics_show_calls_that_wait_hold_connections_and_are_refused(tmp_path: Path, database_url: str) -> None:
     metrics = f"127.0.0.1:{free_port()}"
-    limits = ["--pool-size", "1", "--max-concurrent-calls", "2", "--pool-timeout", "30s"]
+    limits = ["--pool-size", "1", "--max-concurrent-calls", "2", "--pool-timeout", "1m", "--lock-timeout", "1m"]
     arguments = ["--database-url", database_url, "--metrics-listen", metrics, *limits]
     with running(tmp_path, arguments) as server, ThreadPoolExecutor() as threads:
         with tables_locked(database_url) as wait_for:
@@ -89,7 +89,7 @@ def test_metrics_show_calls_that_wait_hold_connections_and_are_refused(tmp_path:
 
 def test_metrics_tell_how_many_calls_shared_statements(tmp_path: Path, database_url: str) -> None:
     metrics = f"127.0.0.1:{free_port()}"
-    arguments = ["--database-url", database_url, "--metrics-listen", metrics]
+    arguments = ["--database-url", database_url, "--metrics-listen", metrics, "--lock-timeout", "1m"]
     with running(tmp_path, arguments) as server, ThreadPoolExecutor(8) as threads:
         with tables_locked(database_url) as wait_for:
             calls = [threads.submit(add, server.address) for _ in range(8)]

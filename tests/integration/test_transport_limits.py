@@ -159,7 +159,7 @@ def test_more_connections_than_the_most_are_closed_at_once_and_those_who_have_on
 def test_a_flood_of_connections_leaves_a_process_files_for_its_database_and_its_metrics(
     database_url: str, tmp_path: Path
 ) -> None:
-    arguments = ["--database-url", database_url, "--metrics-listen", "127.0.0.1:0"]
+    arguments = ["--database-url", database_url, "--metrics-listen", "127.0.0.1:0", "--lock-timeout", "1m"]
     with running(tmp_path, arguments, files=200) as process, grpc.insecure_channel(process.address) as channel:
         caller = Caller(channel)
         caller.call(WRITE)
