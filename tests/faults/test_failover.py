@@ -24,12 +24,13 @@ from recalld.storage.database import CONNECT_TIMEOUT
 from tests.faults.cluster import Cluster, cluster, free_port, run, started, system_user, temporary_directory
 from tests.faults.ledger import Ledger, wrongs
 from tests.faults.replica import Replica, replica
+from tests.faults.site import LATE
 from tests.processes import DEADLINE, NOT_SERVING, await_health
 from tests.waiting import wait_until
 
-# Seconds from the promotion to the first write. A primary that hangs rather than dies costs a connect timeout, once for
-# the ping and once for the call.
-PROMISED = {"kill": 5.0, "freeze": 5.0 + 2 * CONNECT_TIMEOUT}
+# Seconds from the promotion to the first write, on a busy machine. A primary that hangs rather than dies
+# costs a connect timeout, once for the ping and once for the call.
+PROMISED = {"kill": 5.0 + LATE, "freeze": 5.0 + 2 * CONNECT_TIMEOUT + LATE}
 
 STORED = "select count(*) from recalld.message"
 

@@ -13,7 +13,7 @@ import pytest
 
 from recalld.storage import database
 from tests.faults.cluster import cluster
-from tests.faults.site import OK, PROMISED, STORAGE_UNAVAILABLE, Caller, Site, site, told
+from tests.faults.site import LATE, OK, PROMISED, STORAGE_UNAVAILABLE, Caller, Site, site, told
 from tests.integration.conftest import serving
 from tests.processes import SERVING, await_health
 from tests.waiting import becomes
@@ -97,6 +97,6 @@ def test_without_a_look_at_connections_before_they_are_lent_calls_do_fail_on_the
             monkeypatch.setattr(database, "_has_ended", lambda connection: False)
             postgres.restart()
             assert STORAGE_UNAVAILABLE in told(caller.burst())
-            assert becomes(lambda: told(caller.burst()) == {OK}, within=PROMISED)
+            assert becomes(lambda: told(caller.burst()) == {OK}, within=PROMISED + LATE)
         finally:
             caller.close()

@@ -54,8 +54,9 @@ LIST = "/recall.v1.MemoryService/ListMessages"
 # Fewer than a connection may have.
 CALLS_A_CONNECTION = 200
 
-# Seconds in which an idle server would answer many times over, on a machine with much else to do.
-PROMPT = 2.0
+# Seconds in which an idle server would answer many times over, on a machine with much else to do. What does not answer
+# at once here does not answer at all.
+PROMPT = 10.0
 
 
 def hello(session_id: str = "s", size: int = 1) -> AddMemoryRequest:
@@ -171,10 +172,10 @@ def half_calls(server: Server, number: int, *methods: str) -> Iterator[None]:
         yield
 
 
-def _add_and_get(client: Client) -> None:
+def _add_and_get(client: Client, timeout: float = PROMPT) -> None:
     for _ in range(20):
-        client.memory.AddMemory(hello(), timeout=PROMPT)
-        client.memory.GetMemory(GetMemoryRequest(session_id="s"), timeout=PROMPT)
+        client.memory.AddMemory(hello(), timeout=timeout)
+        client.memory.GetMemory(GetMemoryRequest(session_id="s"), timeout=timeout)
 
 
 def test_a_call_whose_request_does_not_come_holds_up_no_other(database_url: str) -> None:
@@ -241,7 +242,7 @@ def test_it_would_if_it_were_waited_for_where_calls_gather(database_url: str, mo
     monkeypatch.setattr(overload, "ParkingCondition", threading.Condition)
     with serving(database_url) as server, connected(server) as client, half_calls(server, 4):
         with pytest.raises(grpc.RpcError) as stuck:
-            _add_and_get(client)
+            _add_and_get(client, timeout=3)
         assert stuck.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
@@ -307,7 +308,7 @@ def test_slow_readers_cost_no_connection_and_no_other_call_its_time(
         for n in range(20):
             client.memory.AddMemory(hello(f"other-{n}"), timeout=DEADLINE)
             client.memory.GetMemory(GetMemoryRequest(session_id=f"other-{n}"), timeout=DEADLINE)
-        assert time.monotonic() - began < 5 * PROMPT
+        assert time.monotonic() - began < 2 * PROMPT
         with pytest.raises(grpc.RpcError) as refused:
             next(client.sessions.StreamSessions(request, timeout=DEADLINE))
         assert refusal(refused.value) == OVERLOADED

@@ -118,7 +118,7 @@ def test_a_call_whose_deadline_ends_its_wait_for_a_connection_leaves_the_queue(h
     database.open()
     try:
         with database.connection(LocalCall("default")), ThreadPoolExecutor() as threads:
-            waiting = threads.submit(borrow, database, Hurried(0.5))
+            waiting = threads.submit(borrow, database, Hurried(3.0))
             assert becomes(lambda: database.usage().waiting == 1)
             with pytest.raises(DeadlineExceeded):
                 waiting.result(DEADLINE)
