@@ -62,7 +62,7 @@ def test_call_metadata_has_one_limit_below_which_no_call_is_refused_and_above_wh
     """gRPC's own two limits leave room between them, in which calls are refused at random."""
 
     def is_refused(size: int) -> bool:
-        call = client.memory.GetMemory.future(READ, metadata=(("filler", "x" * size),), timeout=10)
+        call = client.memory.GetMemory.future(READ, metadata=(("filler", "x" * size),), timeout=30)
         assert call.code() in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED)
         return call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
