@@ -123,10 +123,6 @@ class Site:
         self.proxy = proxy
         self.caller = caller
 
-    def waits_for_a_lock(self) -> bool:
-        """Whether a statement of the server's does."""
-        return self.waiting() > 0
-
     def waiting(self) -> int:
         """How many statements of the server's wait for a lock."""
         [(number,)] = self.postgres.execute(

@@ -35,8 +35,8 @@ from tests.integration.conftest import serving
 from tests.processes import NOT_SERVING, SERVING, await_health, running
 from tests.waiting import becomes
 
-# Seconds: of the servers here.
-STATEMENT_TIMEOUT = 2.0
+# Seconds: of the servers here. Statements that wait are seen to, all of them, before the first is stopped.
+STATEMENT_TIMEOUT = 4.0
 POOL_TIMEOUT = 1.0
 
 # Seconds in which a call without a deadline has ended: its statement's timeout, what the server allows beyond that, and
