@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from recalld.storage import PostgresStore
 from tests.postgres import POOLER_VARIABLE, Databases, open_database, running_databases, version
@@ -16,6 +17,10 @@ for variable in [name for name in os.environ if name.startswith("RECALLD_")]:
 
 if POOLER_VARIABLE in os.environ:
     os.environ["RECALLD_POOLER"] = "true"
+
+# By itself Hypothesis fails a test of which an example takes 200 ms, or the making of them long: on a busy machine any.
+settings.register_profile("recalld", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("recalld")
 
 # Read when gRPC is first used. Its handlers of fork() crash children of a busy process, which are only to exec().
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

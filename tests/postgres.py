@@ -67,7 +67,7 @@ def running_databases() -> Iterator[Databases]:
 @contextmanager
 def open_database(url: str) -> Iterator[Database]:
     """The database as the server opens it, with limits that a test never meets unless something hangs."""
-    database = Database(url, size=8, timeout=5, statement_timeout=30, pooler=POOLER_VARIABLE in os.environ)
+    database = Database(url, size=8, timeout=30, statement_timeout=30, pooler=POOLER_VARIABLE in os.environ)
     database.open()
     try:
         yield database

@@ -110,6 +110,8 @@ class Proxy:
             with self._lock:
                 self._pairs.append(pair)
             pair.start()
+            if listener is not self._listener:
+                pair.cut()  # it was taken just before new ones were refused, and is none of those that were there
 
     def _taken(self) -> list[_Pair]:
         with self._lock:

@@ -30,11 +30,15 @@ from tests.waiting import becomes
 
 POOL_SIZE: Final = 4
 
-# Seconds: what is promised of health in both directions, and of the service after the database's return.
+# Seconds: what is promised of health in both directions, and of the service after the database's return, which can take
+# nearly all of it; and by how much a machine with much else to do may be late. Without what keeps a promise it takes
+# longer than both: see the controls.
 PROMISED: Final = 5.0
+LATE: Final = 5.0
 
-# Seconds in which a server with nothing wrong in it answers, on a machine with much else to do.
-PROMPT: Final = 2.0
+# Seconds in which a server with nothing wrong in it answers, on a machine with much else to do. A call that waits as
+# long as the server has it wait by default, for a lock or a connection, takes longer.
+PROMPT: Final = 3.5
 
 _API: Final = "recall.v1.MemoryService"
 
@@ -119,10 +123,6 @@ class Site:
         self.proxy = proxy
         self.caller = caller
 
-    def waits_for_a_lock(self) -> bool:
-        """Whether a statement of the server's does."""
-        return self.waiting() > 0
-
     def waiting(self) -> int:
         """How many statements of the server's wait for a lock."""
         [(number,)] = self.postgres.execute(
@@ -151,7 +151,7 @@ class Site:
         assert becomes(answers), self.postgres.log
         return time.monotonic()
 
-    def assert_whole_since(self, back: float, within: float = PROMISED) -> None:
+    def assert_whole_since(self, back: float, within: float = PROMISED + LATE) -> None:
         """Fails unless all is well `within` seconds after the database came `back` (time.monotonic())."""
         until = back + within
         while True:
@@ -177,7 +177,7 @@ class Site:
         """What is done inside takes the database away: health notices in time, and answers at once all the while."""
         with Watching(self.process.address) as watching:
             yield
-            self.await_health(NOT_SERVING, PROMISED)
+            self.await_health(NOT_SERVING, PROMISED + LATE)
         assert watching.slowest < PROMPT
 
 

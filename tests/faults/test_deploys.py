@@ -32,9 +32,10 @@ class Pair:
 
     def __init__(self, directory: Path, url: str, closing: ExitStack) -> None:
         self._directory = directory
-        # Room for every caller in each: none is turned away, or gives up waiting for a lock.
+        # Room for every caller in each: none is turned away, or gives up waiting for a lock. And a delay in which the
+        # client hears of the end, on a machine with much else to do.
         limits = ["--pool-size", "16", "--lock-timeout", "1m"]
-        self._arguments = ["--database-url", url, "--shutdown-delay", "1s", *limits]
+        self._arguments = ["--database-url", url, "--shutdown-delay", "3s", *limits]
         self._closing = closing
         self.addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
         self.servers = [self._start(address) for address in self.addresses]
@@ -113,7 +114,7 @@ def test_a_crash_fails_no_call_that_the_service_config_repeats(pair: Pair, datab
 
 
 def test_during_the_delay_health_says_no_and_new_connections_are_served(tmp_path: Path, database_url: str) -> None:
-    arguments = ["--database-url", database_url, "--shutdown-delay", "3s"]
+    arguments = ["--database-url", database_url, "--shutdown-delay", "1h"]
     with running(tmp_path, arguments) as server:
         with grpc.insecure_channel(server.address) as channel:
             watch = HealthStub(channel).Watch(HealthCheckRequest(), timeout=DEADLINE)
@@ -123,13 +124,15 @@ def test_during_the_delay_health_says_no_and_new_connections_are_served(tmp_path
             watch.cancel()
         with connect(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as client:
             client.sessions.CreateSession(CreateSessionRequest(session_id="late"), timeout=CALL)
+        server.signal(signal.SIGTERM)
         assert server.wait() == 0
 
 
 def test_without_a_delay_new_connections_are_refused(tmp_path: Path, database_url: str) -> None:
     """The control of the test above: what is served there is served because of the delay."""
+    arguments = ["--database-url", database_url]
     with (
-        running(tmp_path, ["--database-url", database_url, "--lock-timeout", "1m"]) as server,
+        running(tmp_path, [*arguments, "--lock-timeout", "1m", "--shutdown-grace", "1m"]) as server,
         connect(server.address) as client,
         connect(server.address, options=[("grpc.use_local_subchannel_pool", 1)]) as late,
         ThreadPoolExecutor(1) as threads,
@@ -165,7 +168,7 @@ def await_refusal(address: str) -> None:
 
 def test_a_stream_that_a_deploy_ends_goes_on_at_another_server(tmp_path: Path, database_url: str) -> None:
     chunks: list[StreamSessionsResponse] = []
-    arguments = ["--database-url", database_url]
+    arguments = ["--database-url", database_url, "--shutdown-grace", "1m"]
     with running(tmp_path, arguments) as first, running(tmp_path, arguments) as second:
         with connect(first.address) as client:
             for n in range(SESSIONS):

@@ -55,8 +55,9 @@ LIST = "/recall.v1.MemoryService/ListMessages"
 # Fewer than a connection may have.
 CALLS_A_CONNECTION = 200
 
-# Seconds in which an idle server would answer many times over, on a machine with much else to do.
-PROMPT = 2.0
+# Seconds in which an idle server would answer many times over, on a machine with much else to do. What does not answer
+# at once here does not answer at all.
+PROMPT = 10.0
 
 
 def hello(session_id: str = "s", size: int = 1) -> AddMemoryRequest:
@@ -130,13 +131,22 @@ def test_a_full_server_has_no_more_threads_than_it_may_and_tells_its_health(data
                 answer = HealthStub(client.channel).Check(HealthCheckRequest(), timeout=DEADLINE)
                 assert answer.status == SERVING
                 assert time.monotonic() - began < PROMPT
-            names = Counter(thread.name.rpartition("_")[0] for thread in threading.enumerate())
+            # Those of a server before this one may take a moment to end.
+            wait_until(lambda: taken() == MOST, f"there are {taken()} threads")
+            wait_until(lambda: max(threads_named("recalld-quick"), threads_named("recalld-health-call")) <= 2, "more")
         finally:
             stopped.set()
         assert sum(storm.result(DEADLINE) for storm in storms) > 0
-        assert names["recalld-call"] + names["recalld-aside"] == MOST
-        assert names["recalld-quick"] <= 2
-        assert names["recalld-health-call"] <= 2
+
+
+def threads_named(name: str) -> int:
+    """How many threads of a pool there are."""
+    return sum(thread.name.rpartition("_")[0] == name for thread in threading.enumerate())
+
+
+def taken() -> int:
+    """How many threads there are for calls."""
+    return threads_named("recalld-call") + threads_named("recalld-aside")
 
 
 def send_nonsense(client: Client) -> None:
@@ -172,10 +182,10 @@ def half_calls(server: Server, number: int, *methods: str) -> Iterator[None]:
         yield
 
 
-def _add_and_get(client: Client) -> None:
+def _add_and_get(client: Client, timeout: float = PROMPT) -> None:
     for _ in range(20):
-        client.memory.AddMemory(hello(), timeout=PROMPT)
-        client.memory.GetMemory(GetMemoryRequest(session_id="s"), timeout=PROMPT)
+        client.memory.AddMemory(hello(), timeout=timeout)
+        client.memory.GetMemory(GetMemoryRequest(session_id="s"), timeout=timeout)
 
 
 def test_a_call_whose_request_does_not_come_holds_up_no_other(database_url: str) -> None:
@@ -187,8 +197,7 @@ def test_calls_whose_requests_do_not_come_keep_no_threads(database_url: str) -> 
     """But for the first few: calls do not gather before they have company."""
     with serving(database_url, max_concurrent_calls=MOST) as server, half_calls(server, MOST):
         wait_until(lambda: counted(server) == MOST, "not all are there")
-        names = Counter(thread.name.rpartition("_")[0] for thread in threading.enumerate())
-        assert names["recalld-call"] + names["recalld-aside"] <= 4
+        wait_until(lambda: taken() <= 4, "they keep threads")
 
 
 HEALTH = "/grpc.health.v1.Health/Check"
@@ -242,7 +251,7 @@ def test_it_would_if_it_were_waited_for_where_calls_gather(database_url: str, mo
     monkeypatch.setattr(overload, "ParkingCondition", threading.Condition)
     with serving(database_url) as server, connected(server) as client, half_calls(server, 4):
         with pytest.raises(grpc.RpcError) as stuck:
-            _add_and_get(client)
+            _add_and_get(client, timeout=3)
         assert stuck.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
@@ -308,7 +317,7 @@ def test_slow_readers_cost_no_connection_and_no_other_call_its_time(
         for n in range(20):
             client.memory.AddMemory(hello(f"other-{n}"), timeout=DEADLINE)
             client.memory.GetMemory(GetMemoryRequest(session_id=f"other-{n}"), timeout=DEADLINE)
-        assert time.monotonic() - began < 5 * PROMPT
+        assert time.monotonic() - began < 2 * PROMPT
         with pytest.raises(grpc.RpcError) as refused:
             next(client.sessions.StreamSessions(request, timeout=DEADLINE))
         assert refusal(refused.value) == OVERLOADED

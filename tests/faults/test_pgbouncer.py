@@ -19,12 +19,13 @@ from tests.faults.cluster import Cluster, cluster
 from tests.faults.ledger import Ledger, wrongs
 from tests.faults.pgbouncer import PgBouncer, pgbouncer
 from tests.faults.replica import replica
+from tests.faults.site import LATE
 from tests.postgres import POOLER_VARIABLE, SERVER_VARIABLE
 from tests.processes import DEADLINE, NOT_SERVING, SERVING, await_health, running
 from tests.waiting import wait_until
 
-# Seconds from the pooler's return to the first write.
-PROMISED = 5.0
+# Seconds from the pooler's return to the first write, on a machine with much else to do.
+PROMISED = 5.0 + LATE
 
 # What a role's own settings are left to say: a pooler passes on no start-up options.
 ODD_SETTINGS = {"timezone": "Asia/Kathmandu", "max_connections": "200"}
@@ -126,7 +127,7 @@ def test_a_statement_stops_when_the_deadline_passes_through_it_too(tmp_path: Pat
                 call = threads.submit(add, client, timeout=3)
                 wait_until(lambda: database.execute(waiting) == [(1,)], "the call does not wait")
                 assert isinstance(call.exception(), grpc.RpcError)
-                wait_until(lambda: database.execute(waiting) == [(0,)], "the statement goes on", within=PROMISED)
+                wait_until(lambda: database.execute(waiting) == [(0,)], "the statement goes on")
             add(client)
 
 

@@ -81,7 +81,7 @@ def test_without_a_lock_timeout_a_lock_outlasts_the_call(tmp_path: Path) -> None
 
 
 def test_a_call_that_finds_all_connections_busy_is_turned_away_in_time_and_the_others_go_on(tmp_path: Path) -> None:
-    with site(tmp_path, f"--pool-timeout={POOL_TIMEOUT}s") as here:
+    with site(tmp_path, f"--pool-timeout={POOL_TIMEOUT}s", "--lock-timeout=1m") as here:
         assert here.caller.add("held").told == OK
         with here.locked("held"):
             busy = [here.caller.later(here.caller.add_alone, "held") for _ in range(POOL_SIZE)]
@@ -118,7 +118,7 @@ def test_a_call_whose_deadline_ends_its_wait_for_a_connection_leaves_the_queue(h
     database.open()
     try:
         with database.connection(LocalCall("default")), ThreadPoolExecutor() as threads:
-            waiting = threads.submit(borrow, database, Hurried(0.5))
+            waiting = threads.submit(borrow, database, Hurried(3.0))
             assert becomes(lambda: database.usage().waiting == 1)
             with pytest.raises(DeadlineExceeded):
                 waiting.result(DEADLINE)

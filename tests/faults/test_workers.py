@@ -82,7 +82,7 @@ def _own_connections(server: Process) -> set[int]:
 
 @contextmanager
 def serving(tmp_path: Path, url: str, *arguments: str) -> Iterator[Process]:
-    fixed = ["--database-url", url, "--workers", str(WORKERS), "--lock-timeout", "1m"]
+    fixed = ["--database-url", url, "--workers", str(WORKERS), "--lock-timeout", "1m", "--shutdown-grace", "1m"]
     with running(tmp_path, [*fixed, *arguments]) as server:
         yield server
 
@@ -170,7 +170,7 @@ def test_a_replacement_that_cannot_start_is_tried_again_while_the_others_serve(
         good = issued.key
         issued.key_file.write_text("half a key")
         workers(server)[0].kill()
-        wait_until(lambda: server.stderr.count("another starts in") == 2, "it is not tried again")
+        wait_until(lambda: server.stderr.count("another starts in") >= 2, "it is not tried again")
         assert len(workers(server)) == WORKERS - 1
         issued.key_file.write_bytes(good)
         wait_until(lambda: len(workers(server)) == WORKERS, "no worker takes its place")

@@ -22,6 +22,7 @@ from recalld.access import Scope
 from recalld.app import Server
 from recalld.storage import open_registry
 from tests.integration.conftest import wait_until_serving
+from tests.processes import DEADLINE
 
 Metadata = tuple[tuple[str, str | bytes], ...]
 
@@ -67,24 +68,24 @@ class Caller:
     channel: grpc.Channel
     metadata: Metadata = field(default=())
 
-    def call(self, request: ProtoMessage, timeout: float = 10) -> list[Any]:
+    def call(self, request: ProtoMessage, timeout: float = DEADLINE) -> list[Any]:
         """The response, or all responses of a stream. Raises grpc.RpcError."""
         if _METHODS[request.DESCRIPTOR.full_name].server_streaming:
             return list(self.open(request, timeout))
         call = self.channel.unary_unary(path_of(request), _serialized, _deserializer(request))
         return [call(request, timeout=timeout, metadata=self.metadata)]
 
-    def begin(self, request: ProtoMessage, timeout: float = 30) -> Any:
+    def begin(self, request: ProtoMessage, timeout: float = DEADLINE) -> Any:
         """A unary call that goes on while the caller does something else: a future of its response."""
         call = self.channel.unary_unary(path_of(request), _serialized, _deserializer(request))
         return call.future(request, timeout=timeout, metadata=self.metadata)
 
-    def open(self, request: ProtoMessage, timeout: float = 30) -> Any:
+    def open(self, request: ProtoMessage, timeout: float = DEADLINE) -> Any:
         """A stream that is open, and can be cancelled."""
         call = self.channel.unary_stream(path_of(request), _serialized, _deserializer(request))
         return call(request, timeout=timeout, metadata=self.metadata)
 
-    def code(self, request: ProtoMessage, timeout: float = 10) -> grpc.StatusCode:
+    def code(self, request: ProtoMessage, timeout: float = DEADLINE) -> grpc.StatusCode:
         """How a call ends, well or not."""
         try:
             self.call(request, timeout)
@@ -92,7 +93,7 @@ class Caller:
             return Refusal(error).code
         return grpc.StatusCode.OK
 
-    def refused(self, request: ProtoMessage, timeout: float = 10) -> Refusal:
+    def refused(self, request: ProtoMessage, timeout: float = DEADLINE) -> Refusal:
         """What a call that must fail ended with."""
         try:
             answer = self.call(request, timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import grpc
@@ -13,12 +14,17 @@ from pydantic import SecretStr
 from recalld.app import Server
 from recalld.client import Client
 from recalld.settings import Settings
+from tests.processes import DEADLINE
 
 
 @contextmanager
 def serving(database_url: str, **settings: Any) -> Iterator[Server]:
-    """A server on a free port of the loopback interface."""
-    with Server(Settings(database_url=SecretStr(database_url), listen="127.0.0.1:0", **settings)) as server:
+    """A server on a free port of the loopback interface.
+
+    Unless told otherwise it waits longer for a lock than a test holds one, however slow the machine is.
+    """
+    chosen = {"lock_timeout": timedelta(minutes=1), **settings}
+    with Server(Settings(database_url=SecretStr(database_url), listen="127.0.0.1:0", **chosen)) as server:
         yield server
 
 
@@ -33,10 +39,11 @@ def connected(server: Server) -> Iterator[Client]:
 
 
 def wait_until_serving(channel: grpc.Channel) -> None:
-    """Returns when health says SERVING; fails after 10 seconds."""
+    """Returns when health says SERVING; raises grpc.RpcError when it does not in time."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=10, wait_for_ready=True)
+    request = health_pb2.HealthCheckRequest()
+    watch = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=DEADLINE, wait_for_ready=True)
     for answer in watch:
         if answer.status == health_pb2.HealthCheckResponse.SERVING:
             watch.cancel()

@@ -159,19 +159,19 @@ _ON_NOTHING = (grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FA
 def test_health_and_reflection_need_no_credential_and_channelz_needs_admin(
     nobody: Caller, one: Caller, shared_database_url: str
 ) -> None:
-    health = HealthStub(nobody.channel).Check(HealthCheckRequest(service="recall.v1.MemoryService"), timeout=10)
+    health = HealthStub(nobody.channel).Check(HealthCheckRequest(service="recall.v1.MemoryService"), timeout=30)
     assert health.status == HealthCheckResponse.SERVING
     asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
-    [listed] = reflection_pb2_grpc.ServerReflectionStub(nobody.channel).ServerReflectionInfo(asked, timeout=10)
+    [listed] = reflection_pb2_grpc.ServerReflectionStub(nobody.channel).ServerReflectionInfo(asked, timeout=30)
     assert "recall.v1.MemoryService" in {service.name for service in listed.list_services_response.service}
 
     servers = channelz_pb2_grpc.ChannelzStub(nobody.channel).GetServers
     reader = in_a_new_namespace(nobody, shared_database_url, Scope.READ, Scope.WRITE)
     for caller, reason in ((nobody, "CREDENTIAL_MISSING"), (reader, "SCOPE_MISSING")):
         with pytest.raises(grpc.RpcError) as raised:
-            servers(channelz_pb2.GetServersRequest(), timeout=10, metadata=caller.metadata)
+            servers(channelz_pb2.GetServersRequest(), timeout=30, metadata=caller.metadata)
         assert Refusal(raised.value).reason == reason
-    assert servers(channelz_pb2.GetServersRequest(), timeout=10, metadata=one.metadata).server
+    assert servers(channelz_pb2.GetServersRequest(), timeout=30, metadata=one.metadata).server
 
 
 def test_reflection_and_channelz_can_be_off(database_url: str) -> None:
@@ -180,11 +180,11 @@ def test_reflection_and_channelz_can_be_off(database_url: str) -> None:
         caller.call(GetMemoryRequest(session_id="s"))
         asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
         with pytest.raises(grpc.RpcError) as raised:
-            list(reflection_pb2_grpc.ServerReflectionStub(caller.channel).ServerReflectionInfo(asked, timeout=10))
+            list(reflection_pb2_grpc.ServerReflectionStub(caller.channel).ServerReflectionInfo(asked, timeout=30))
         assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
         with pytest.raises(grpc.RpcError) as raised:
             channelz_pb2_grpc.ChannelzStub(caller.channel).GetServers(
-                channelz_pb2.GetServersRequest(), timeout=10, metadata=caller.metadata
+                channelz_pb2.GetServersRequest(), timeout=30, metadata=caller.metadata
             )
         assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
@@ -193,7 +193,7 @@ def test_a_method_that_there_is_not_is_unimplemented_for_everyone(nobody: Caller
     unknown: Any = nobody.channel.unary_unary("/recall.v1.MemoryService/DropEverything")
     for caller in (nobody, one):
         with pytest.raises(grpc.RpcError) as raised:
-            unknown(b"", timeout=10, metadata=caller.metadata)
+            unknown(b"", timeout=30, metadata=caller.metadata)
         assert raised.value.code() == grpc.StatusCode.UNIMPLEMENTED
 
 

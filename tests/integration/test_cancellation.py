@@ -21,10 +21,18 @@ from recall.v1.session_pb2 import (
     GetSessionRequest,
     StreamSessionsRequest,
 )
+from recalld.app import Server
 from recalld.client import Client
 from recalld.services.call import RpcCall
 from tests.integration.conftest import connected, serving
+from tests.processes import DEADLINE
 from tests.waiting import becomes
+
+# Nothing but the end of its call stops a statement here.
+PATIENT = {"lock_timeout": "1h", "statement_timeout": "1h"}
+
+# Seconds that a call has, in which its statement is seen to run.
+SHORT = 3.0
 
 
 class Observer:
@@ -41,6 +49,17 @@ class Observer:
             " and datname = current_database() and query <> 'select'"
         )
         return [pid for (pid,) in rows]
+
+    def await_statement(self) -> int:
+        """Returns when one statement of the server's runs: the backend that runs it."""
+        found: list[int] = []
+
+        def runs() -> bool:
+            found[:] = self.statements()
+            return len(found) == 1
+
+        assert becomes(runs), "no statement runs"
+        return found[0]
 
     @contextmanager
     def locked(self, session_id: str) -> Iterator[None]:
@@ -60,8 +79,14 @@ def observer(database_url: str) -> Iterator[Observer]:
     observer.close()
 
 
+@pytest.fixture
+def server(database_url: str) -> Iterator[Server]:
+    with serving(database_url, **PATIENT) as server:
+        yield server
+
+
 def create(client: Client, session_id: str = "s") -> None:
-    client.sessions.CreateSession(CreateSessionRequest(session_id=session_id), timeout=10)
+    client.sessions.CreateSession(CreateSessionRequest(session_id=session_id), timeout=DEADLINE)
 
 
 def blocked(client: Client, timeout: float | None) -> grpc._CallFuture[DeleteSessionResponse]:
@@ -72,21 +97,21 @@ def blocked(client: Client, timeout: float | None) -> grpc._CallFuture[DeleteSes
 def test_a_statement_stops_when_the_deadline_passes(client: Client, observer: Observer) -> None:
     create(client)
     with observer.locked("s"):
-        call = blocked(client, timeout=0.5)
-        assert becomes(lambda: len(observer.statements()) == 1, within=5)
+        call = blocked(client, timeout=SHORT)
+        observer.await_statement()
         assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-        assert becomes(lambda: observer.statements() == [], within=1)
+        assert becomes(lambda: observer.statements() == [])
 
-    assert client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10).session.session_id == "s"
+    assert client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=DEADLINE).session.session_id == "s"
 
 
 def test_a_statement_stops_when_the_client_cancels(client: Client, observer: Observer) -> None:
     create(client)
     with observer.locked("s"):
         call = blocked(client, timeout=None)
-        assert becomes(lambda: len(observer.statements()) == 1, within=5)
+        observer.await_statement()
         call.cancel()
-        assert becomes(lambda: observer.statements() == [], within=1)
+        assert becomes(lambda: observer.statements() == [])
 
 
 def test_a_statement_runs_on_where_nobody_stops_it(
@@ -96,26 +121,26 @@ def test_a_statement_runs_on_where_nobody_stops_it(
     monkeypatch.setattr(RpcCall, "when_over", lambda self, callback: True)
     create(client)
     with observer.locked("s"):
-        call = blocked(client, timeout=0.5)
+        call = blocked(client, timeout=SHORT)
+        observer.await_statement()
         assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         assert not becomes(lambda: observer.statements() == [], within=1)
 
 
 def test_a_call_on_a_frozen_backend_ends_soon_after_its_deadline(database_url: str, observer: Observer) -> None:
     """A stopped process answers no cancel request: the connection is cut, and the only connection is replaced."""
-    with serving(database_url, pool_size=1) as server, connected(server) as client:
+    with serving(database_url, pool_size=1, **PATIENT) as server, connected(server) as client:
         create(client)
         with observer.locked("s"):
-            call = blocked(client, timeout=0.5)
-            assert becomes(lambda: len(observer.statements()) == 1, within=5)
-            (pid,) = observer.statements()
+            call = blocked(client, timeout=SHORT)
+            pid = observer.await_statement()
             try:
                 os.kill(pid, signal.SIGSTOP)
             except (PermissionError, ProcessLookupError):
                 pytest.skip("the database is not on this machine, or belongs to another user")
             try:
                 assert call.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-                client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10)
+                client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=DEADLINE)
             finally:
                 os.kill(pid, signal.SIGCONT)
 
@@ -127,8 +152,8 @@ def test_a_stream_holds_no_connection_while_its_client_reads(database_url: str, 
         stream = client.sessions.StreamSessions(StreamSessionsRequest(chunk_size=1), timeout=30)
         first = next(stream)
 
-        assert becomes(lambda: observer.statements() == [], within=5)
-        client.sessions.GetSession(GetSessionRequest(session_id="s0"), timeout=5)
+        assert becomes(lambda: observer.statements() == [])
+        client.sessions.GetSession(GetSessionRequest(session_id="s0"), timeout=DEADLINE)
 
         rest = [session.session_id for chunk in stream for session in chunk.sessions]
         assert [first.sessions[0].session_id, *rest] == [f"s{n}" for n in range(5)]
@@ -150,8 +175,9 @@ def test_a_storm_of_cancelled_calls_leaks_nothing(database_url: str, observer: O
         with ThreadPoolExecutor(8) as threads:
             list(threads.map(storm, range(8)))
 
-        assert becomes(lambda: observer.statements() == [], within=5)
+        assert becomes(lambda: observer.statements() == [])
         # Every connection of the pool is there and works: as many calls at once as there are connections.
         with ThreadPoolExecutor(4) as threads:
             known = GetSessionRequest(session_id="s")
-            assert len(list(threads.map(lambda _: client.sessions.GetSession(known, timeout=5), range(16)))) == 16
+            found = threads.map(lambda _: client.sessions.GetSession(known, timeout=DEADLINE), range(16))
+            assert len(list(found)) == 16

@@ -113,12 +113,12 @@ def test_64_concurrent_first_writers_of_a_session_all_succeed(client: Client) ->
 
 
 def test_64_concurrent_first_writers_of_a_user_s_session_all_succeed(client: Client) -> None:
-    client.users.CreateUser(CreateUserRequest(user_id="u"), timeout=10)
+    client.users.CreateUser(CreateUserRequest(user_id="u"), timeout=30)
 
     added = at_once(partial(add, client, "s", f"from {n}", user_id="u") for n in range(64))
 
     assert [answer.session_created for answer in added].count(True) == 1
-    assert client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10).session.user_id == "u"
+    assert client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=30).session.user_id == "u"
     assert [message.seq for message in all_messages(client, "s")] == list(range(1, 65))
 
 
@@ -131,7 +131,7 @@ def test_of_concurrent_creators_exactly_one_succeeds(client: Client) -> None:
 
 
 def test_concurrent_merges_of_different_keys_all_survive(client: Client) -> None:
-    client.sessions.CreateSession(CreateSessionRequest(session_id="s"), timeout=10)
+    client.sessions.CreateSession(CreateSessionRequest(session_id="s"), timeout=30)
 
     def merge(n: int) -> None:
         patch = struct(**{f"key{n}": n, "shared": {f"inner{n}": n}})
@@ -139,7 +139,7 @@ def test_concurrent_merges_of_different_keys_all_survive(client: Client) -> None
 
     at_once(partial(merge, n) for n in range(32))
 
-    metadata = client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10).session.metadata
+    metadata = client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=30).session.metadata
     assert {f"key{n}" for n in range(32)} | {"shared"} == set(metadata)
     shared = metadata["shared"]
     assert isinstance(shared, Struct)
@@ -147,7 +147,7 @@ def test_concurrent_merges_of_different_keys_all_survive(client: Client) -> None
 
 
 def test_of_concurrent_updates_with_the_same_etag_exactly_one_succeeds(client: Client) -> None:
-    etag = client.sessions.CreateSession(CreateSessionRequest(session_id="s"), timeout=10).session.etag
+    etag = client.sessions.CreateSession(CreateSessionRequest(session_id="s"), timeout=30).session.etag
     update = UpdateSessionRequest(session_id="s", etag=etag, metadata=struct(a=1))
 
     outcomes = at_once([lambda: outcome(lambda: client.sessions.UpdateSession(update, timeout=30))] * 16)
@@ -225,7 +225,7 @@ def test_a_message_is_deleted_once_and_counted_once_however_many_delete_it(clien
     )
 
     assert Counter(outcomes) == {"OK": 16, "NOT_FOUND": 24}
-    session = client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=10).session
+    session = client.sessions.GetSession(GetSessionRequest(session_id="s"), timeout=30).session
     assert (session.message_count, session.last_seq) == (16, 24)
     assert [message.content for message in all_messages(client, "s")] == ["x", "y"] * 8
 
@@ -295,12 +295,12 @@ def test_purge_racing_with_a_reviving_write_never_loses_a_live_message(client: C
             for n in range(125):
                 session_id = f"s-{worker}-{n % 5}"
                 add(client, session_id, "old", "old")
-                client.sessions.DeleteSession(DeleteSessionRequest(session_id=session_id), timeout=10)
+                client.sessions.DeleteSession(DeleteSessionRequest(session_id=session_id), timeout=30)
                 request = PurgeRequest(session_id=session_id, older_than=Duration(), batch_size=1 + n % 3)
                 purged = purging.submit(purge, client, request)
                 written = add(client, session_id, f"new {n}")
                 purged.result()
-                found = client.memory.GetMemory(GetMemoryRequest(session_id=session_id), timeout=10)
+                found = client.memory.GetMemory(GetMemoryRequest(session_id=session_id), timeout=30)
                 contents = [message.content for message in found.messages]
                 if contents != [f"new {n}"] or found.session.last_seq != written.messages[0].seq:
                     lost.append(f"{session_id}: {contents}, {found.session.last_seq} {written.messages[0].seq}")
@@ -316,7 +316,7 @@ def test_concurrent_purges_of_the_same_session_all_complete(client: Client) -> N
         contents = ["x"] * 1000
         for _ in range(4):
             add(client, f"s{n}", *contents)
-        client.sessions.DeleteSession(DeleteSessionRequest(session_id=f"s{n}"), timeout=10)
+        client.sessions.DeleteSession(DeleteSessionRequest(session_id=f"s{n}"), timeout=30)
 
         at_once(
             partial(purge, client, PurgeRequest(older_than=Duration(), batch_size=size))
@@ -324,15 +324,15 @@ def test_concurrent_purges_of_the_same_session_all_complete(client: Client) -> N
         )
 
     everything = ListSessionsRequest(show_deleted=True)
-    assert list(client.sessions.ListSessions(everything, timeout=10).sessions) == []
+    assert list(client.sessions.ListSessions(everything, timeout=30).sessions) == []
 
 
 def test_deleting_a_user_races_with_writing_to_its_sessions_without_leaving_an_orphan(client: Client) -> None:
     """Whoever comes first: in the end no live session belongs to a deleted user."""
     for n in range(40):
-        client.users.CreateUser(CreateUserRequest(user_id=f"u{n}"), timeout=10)
+        client.users.CreateUser(CreateUserRequest(user_id=f"u{n}"), timeout=30)
         add(client, f"known-{n}", "x", user_id=f"u{n}")
-        client.sessions.DeleteSession(DeleteSessionRequest(session_id=f"known-{n}"), timeout=10)
+        client.sessions.DeleteSession(DeleteSessionRequest(session_id=f"known-{n}"), timeout=30)
 
         outcomes = at_once(
             [
@@ -345,7 +345,7 @@ def test_deleting_a_user_races_with_writing_to_its_sessions_without_leaving_an_o
         assert outcomes[0] == "OK"
         assert set(outcomes[1:]) <= {"OK", "FAILED_PRECONDITION"}
         request = ListSessionsRequest(filter=SessionFilter(user_id=f"u{n}"))
-        assert list(client.sessions.ListSessions(request, timeout=10).sessions) == []
+        assert list(client.sessions.ListSessions(request, timeout=30).sessions) == []
 
 
 def test_a_dry_run_counts_once_what_was_cleared_while_its_user_was_deleted(

@@ -102,7 +102,7 @@ def client(shared_database_url: str, conversations: list[Conversation]) -> Itera
     """A client of a server that holds the conversations, each session added in calls of up to 25 messages."""
     with serving(shared_database_url) as server, connected(server) as client:
         for user_id in (conversation.user_id for conversation in conversations):
-            client.users.CreateUser(CreateUserRequest(user_id=user_id), timeout=10)
+            client.users.CreateUser(CreateUserRequest(user_id=user_id), timeout=30)
         for conversation in conversations:
             for session_id, messages in conversation.sessions.items():
                 for start in range(0, len(messages), 25):
@@ -116,7 +116,7 @@ def client(shared_database_url: str, conversations: list[Conversation]) -> Itera
                     )
         yield client
         for user_id in (conversation.user_id for conversation in conversations):
-            client.users.DeleteUser(DeleteUserRequest(user_id=user_id, allow_missing=True), timeout=10)
+            client.users.DeleteUser(DeleteUserRequest(user_id=user_id, allow_missing=True), timeout=30)
         list(client.admin.Purge(PurgeRequest(older_than=Duration()), timeout=60))
 
 
@@ -125,7 +125,7 @@ def listed_messages(client: Client, session_id: str, page_size: int) -> list[Mes
     token = ""
     while True:
         request = ListMessagesRequest(session_id=session_id, page_size=page_size, page_token=token)
-        page = client.memory.ListMessages(request, timeout=10)
+        page = client.memory.ListMessages(request, timeout=30)
         found += page.messages
         if not (token := page.next_page_token):
             return found
@@ -151,7 +151,7 @@ def test_every_message_is_read_back_equal_and_in_order(client: Client, conversat
 def test_memory_is_the_newest_messages_oldest_first(client: Client, conversations: list[Conversation]) -> None:
     for conversation in conversations:
         for session_id, sent in conversation.sessions.items():
-            memory = client.memory.GetMemory(GetMemoryRequest(session_id=session_id), timeout=10)
+            memory = client.memory.GetMemory(GetMemoryRequest(session_id=session_id), timeout=30)
             assert [as_sent(message) for message in memory.messages] == sent[-12:]
             assert memory.session.message_count == memory.session.last_seq == len(sent)
             assert memory.session.user_id == conversation.user_id
@@ -160,7 +160,7 @@ def test_memory_is_the_newest_messages_oldest_first(client: Client, conversation
 def test_a_user_s_sessions_are_listed_in_pages_and_in_chunks(client: Client, conversations: list[Conversation]) -> None:
     for conversation in conversations:
         of_user = SessionFilter(user_id=conversation.user_id)
-        stream = client.sessions.StreamSessions(StreamSessionsRequest(filter=of_user, chunk_size=2), timeout=10)
+        stream = client.sessions.StreamSessions(StreamSessionsRequest(filter=of_user, chunk_size=2), timeout=30)
         chunks = [list(chunk.sessions) for chunk in stream]
         assert all(len(chunk) <= 2 for chunk in chunks)
         streamed = [session.session_id for chunk in chunks for session in chunk]
@@ -169,7 +169,7 @@ def test_a_user_s_sessions_are_listed_in_pages_and_in_chunks(client: Client, con
         token = ""
         while True:
             request = ListSessionsRequest(filter=of_user, page_size=3, page_token=token)
-            page = client.sessions.ListSessions(request, timeout=10)
+            page = client.sessions.ListSessions(request, timeout=30)
             paged += page.sessions
             if not (token := page.next_page_token):
                 break
@@ -182,7 +182,7 @@ def test_searching_a_user_s_messages_finds_the_evidence(client: Client, conversa
     for conversation in conversations:
         for question in conversation.questions:
             request = SearchMemoryRequest(query=question.text, user_id=conversation.user_id, page_size=10)
-            results = client.memory.SearchMemory(request, timeout=10).results
+            results = client.memory.SearchMemory(request, timeout=30).results
             assert [result.score for result in results] == sorted((result.score for result in results), reverse=True)
             ids = {result.message.metadata["dia_id"] for result in results}
             recalls.append(len(question.evidence & ids) / len(question.evidence))
@@ -198,26 +198,26 @@ def test_a_conversation_is_deleted_revived_and_purged(client: Client, conversati
     of_user = SearchMemoryRequest(query=sent[0].content, user_id=conversation.user_id)
     assert session_id in {result.message.session_id for result in client.memory.SearchMemory(of_user).results}
 
-    client.sessions.DeleteSession(DeleteSessionRequest(session_id=session_id), timeout=10)
+    client.sessions.DeleteSession(DeleteSessionRequest(session_id=session_id), timeout=30)
 
     with pytest.raises(grpc.RpcError) as raised:
-        client.sessions.GetSession(GetSessionRequest(session_id=session_id), timeout=10)
+        client.sessions.GetSession(GetSessionRequest(session_id=session_id), timeout=30)
     assert raised.value.code() == grpc.StatusCode.NOT_FOUND
     assert session_id not in {result.message.session_id for result in client.memory.SearchMemory(of_user).results}
 
     again = Message(role="Ines", content="Where were we?")
-    revived = client.memory.AddMemory(AddMemoryRequest(session_id=session_id, messages=[again]), timeout=10)
+    revived = client.memory.AddMemory(AddMemoryRequest(session_id=session_id, messages=[again]), timeout=30)
     assert revived.session_undeleted
     assert revived.messages[0].seq == len(sent) + 1
-    memory = client.memory.GetMemory(GetMemoryRequest(session_id=session_id), timeout=10)
+    memory = client.memory.GetMemory(GetMemoryRequest(session_id=session_id), timeout=30)
     assert [message.content for message in memory.messages] == ["Where were we?"]
     assert memory.session.user_id == conversation.user_id
 
-    client.sessions.DeleteSession(DeleteSessionRequest(session_id=others[0][0]), timeout=10)
+    client.sessions.DeleteSession(DeleteSessionRequest(session_id=others[0][0]), timeout=30)
     purge = PurgeRequest(user_id=conversation.user_id, older_than=Duration())
     *_, done = client.admin.Purge(purge, timeout=30)
     assert done.done
     assert (done.sessions, done.messages, done.users) == (1, len(sent) + len(others[0][1]), 0)
-    memory = client.memory.GetMemory(GetMemoryRequest(session_id=session_id), timeout=10)
+    memory = client.memory.GetMemory(GetMemoryRequest(session_id=session_id), timeout=30)
     assert [message.content for message in memory.messages] == ["Where were we?"]
     assert listed_messages(client, others[1][0], page_size=100) != []

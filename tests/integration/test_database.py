@@ -17,12 +17,14 @@ from recalld.settings import Settings
 from recalld.storage import Database, MigrationError, PostgresStore, check_schema
 from tests.contract.asking import said
 from tests.postgres import Databases, open_database, url_of
+from tests.processes import DEADLINE
 
 CALL = LocalCall("default")
 
 
 def test_when_all_connections_are_busy_a_call_is_turned_away_as_overload(database_url: str) -> None:
-    database = Database(database_url, size=1, timeout=0.1)
+    # Time enough to connect, which is waited for in the same way.
+    database = Database(database_url, size=1, timeout=3)
     database.open()
     try:
         store = PostgresStore(database)
@@ -96,7 +98,7 @@ def test_after_closing_a_call_is_told_that_the_server_shuts_down(database_url: s
 
 
 def test_a_busy_pool_does_not_make_the_database_look_dead(database_url: str) -> None:
-    database = Database(database_url, size=1, timeout=1)
+    database = Database(database_url, size=1, timeout=DEADLINE)
     database.open()
     try:
         with database.connection(CALL):

@@ -27,7 +27,7 @@ def test_an_open_stream_ends_with_a_reason_and_another_server_goes_on_behind_the
         for n in range(SESSIONS):
             create = CreateSessionRequest(session_id=f"s{n:03}")
             create.metadata.update({"large": "x" * 60_000})
-            client.sessions.CreateSession(create, timeout=10)
+            client.sessions.CreateSession(create, timeout=30)
         stream = client.sessions.StreamSessions(StreamSessionsRequest(chunk_size=1), timeout=30)
         chunks.append(next(stream))
         with ThreadPoolExecutor(1) as thread:

@@ -23,7 +23,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "from-zep.md").read_text("utf-8")
 [SCRIPT] = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 CREATED_AT = "2024-05-01T12:00:00Z"
-DEADLINE = 10.0  # seconds
+DEADLINE = 30.0  # seconds
 
 # The methods of zep-python 1.5.0, without their twins that begin with an "a", and of @getzep/zep-js 0.10.0.
 PYTHON = {

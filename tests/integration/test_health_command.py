@@ -47,7 +47,7 @@ def test_a_server_without_its_database_is_status_1_and_its_process_status_0(caps
 
 @pytest.mark.parametrize(
     ("arguments", "told"),
-    [(["--timeout", "1s"], "UNAVAILABLE"), (["--service", "none"], "NOT_FOUND: the server has no service none")],
+    [(["--timeout", "30s"], "UNAVAILABLE"), (["--service", "none"], "NOT_FOUND: the server has no service none")],
     ids=["nobody there", "no such service"],
 )
 def test_what_cannot_be_asked_is_one_line_and_status_1(

@@ -269,19 +269,19 @@ def whole(shared_database_url: str) -> str:
         def add(session_id: str, *ids: str) -> None:
             messages = [Message(message_id=each, role="user", content="hello") for each in ids]
             request = AddMemoryRequest(session_id=session_id, user_id="u", messages=messages)
-            client.memory.AddMemory(request, timeout=10)
+            client.memory.AddMemory(request, timeout=30)
 
-        client.users.CreateUser(CreateUserRequest(user_id="u"), timeout=10)
+        client.users.CreateUser(CreateUserRequest(user_id="u"), timeout=30)
         for session_id in ("live", "cleared", "deleted"):
             add(session_id, *MESSAGE_IDS[:2])
-        client.memory.DeleteMessage(DeleteMessageRequest(session_id="live", message_id=MESSAGE_IDS[1]), timeout=10)
-        client.memory.ClearMemory(ClearMemoryRequest(session_id="cleared"), timeout=10)
+        client.memory.DeleteMessage(DeleteMessageRequest(session_id="live", message_id=MESSAGE_IDS[1]), timeout=30)
+        client.memory.ClearMemory(ClearMemoryRequest(session_id="cleared"), timeout=30)
         for session_id in ("live", "cleared"):
             add(session_id, MESSAGE_IDS[2])
             add(session_id, "")
         update = UpdateMessageRequest(session_id="live", message_id=MESSAGE_IDS[2], role="assistant")
-        client.memory.UpdateMessage(update, timeout=10)
-        client.sessions.DeleteSession(DeleteSessionRequest(session_id="deleted"), timeout=10)
+        client.memory.UpdateMessage(update, timeout=30)
+        client.sessions.DeleteSession(DeleteSessionRequest(session_id="deleted"), timeout=30)
     return shared_database_url
 
 

@@ -27,6 +27,9 @@ from tests.waiting import becomes
 
 POOL = 4  # database connections
 
+# Seconds to a deadline that passes, before which others are refused.
+SHORT = 4.0
+
 READ = GetMemoryRequest(session_id="s")
 WRITE = AddMemoryRequest(session_id="s", messages=[Message(role="user", content="hi")])
 CLEAR = ClearMemoryRequest(session_id="s")  # needs the session's row, and a connection of its own while it waits for it
@@ -95,16 +98,22 @@ def test_a_client_with_a_retry_policy_waits_as_long_as_it_is_told(database_url: 
     rate = 4
     with serving(database_url, auth=True, rate_limit=rate) as server:
         key = create_key(database_url, "noisy")
+        emptied = 0.0
+
+        def has_emptied_it() -> bool:
+            nonlocal emptied
+            emptied = time.monotonic()
+            return _is_refused(plain)
+
         with calling(server, key) as plain:
-            assert becomes(lambda: _is_refused(plain))
+            assert becomes(has_emptied_it)
         options = [("grpc.service_config", _RETRYING), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(server.address, options=options) as channel:
             retrying = Caller(channel, bearer(key))
-            started = time.monotonic()
             for _ in range(4):
                 retrying.call(READ)
-            # The bucket was empty: four calls take three intervals at least.
-            assert time.monotonic() - started > 3 / rate
+            # The bucket has been empty since: four calls take three intervals at least.
+            assert time.monotonic() - emptied > 3 / rate
 
 
 _RETRYING = json.dumps(
@@ -141,7 +150,7 @@ def test_a_namespace_at_its_limit_of_calls_at_once_does_not_delay_another(databa
 
             assert_over_quota(noisy.refused(READ), "concurrent_calls", str(POOL - 1))
             for _ in range(20):
-                quiet.call(WRITE, timeout=2)
+                quiet.call(WRITE)
             assert waiting() == POOL - 1
         for call in stuck:
             call.result()
@@ -170,7 +179,7 @@ def test_a_call_that_its_caller_gives_up_is_no_longer_counted(database_url: str,
     with two_callers(database_url, concurrency_limit=1) as (noisy, _):
         noisy.call(WRITE)
         with row_locked(database_url, "noisy", "s") as waiting:
-            stuck = noisy.begin(WRITE, timeout=30 if way == "cancelled" else 1)
+            stuck = noisy.begin(WRITE, timeout=30 if way == "cancelled" else SHORT)
             assert becomes(lambda: waiting() == 1)
             assert _is_refused(noisy)
             if way == "cancelled":
@@ -221,7 +230,7 @@ def test_a_stream_too_many_is_refused_and_unary_calls_go_on(stored_url: str) -> 
         assert (refusal.code, refusal.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
         assert refusal.retry_after == 1
         for number in range(10):
-            caller.call(GetSessionRequest(session_id=f"s{number}"), timeout=5)
+            caller.call(GetSessionRequest(session_id=f"s{number}"))
         assert is_one_too_many(caller)
         assert [sum(1 for _ in stream) for stream in unread] == [149] * STREAMS
 
@@ -230,14 +239,14 @@ def test_if_no_limit_is_set_half_of_all_calls_may_be_streams(stored_url: str) ->
     with serving(stored_url, max_concurrent_calls=2 * STREAMS + 1) as server, calling(server) as caller:
         unread = [opened(caller) for _ in range(STREAMS)]
         assert is_one_too_many(caller)
-        caller.call(GetSessionRequest(session_id="s0"), timeout=5)
+        caller.call(GetSessionRequest(session_id="s0"))
         assert [sum(1 for _ in stream) for stream in unread] == [149] * STREAMS
 
 
 @pytest.mark.parametrize("ending", ["read to the end", "cancelled", "connection closed", "deadline"])
 def test_a_stream_that_ended_makes_room_for_another(stored_url: str, ending: str) -> None:
     with serving(stored_url, max_streams=1) as server, calling(server) as caller, calling(server) as holding:
-        stream = holding.open(CHUNKS, timeout=1 if ending == "deadline" else 30)
+        stream = holding.open(CHUNKS, timeout=SHORT if ending == "deadline" else 30)
         next(stream)
         assert is_one_too_many(caller)
         if ending == "read to the end":

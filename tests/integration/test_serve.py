@@ -119,7 +119,7 @@ def test_a_signal_stops_it_and_its_postgres_and_the_data_stays(
 
 def test_ctrl_c_lets_calls_finish_before_postgres_stops(tmp_path: Path, data_dir: Path) -> None:
     with (
-        serving(tmp_path, data_dir) as process,
+        serving(tmp_path, data_dir, "--lock-timeout", "1m", "--shutdown-grace", "1m") as process,
         grpc.insecure_channel(process.address) as channel,
         ThreadPoolExecutor() as threads,
     ):
@@ -308,7 +308,7 @@ def test_every_service_has_health_and_reflection(database_url: str) -> None:
 
 def test_one_call_too_many_is_resource_exhausted(database_url: str) -> None:
     with (
-        Server(settings(database_url, max_concurrent_calls="1")) as server,
+        Server(settings(database_url, max_concurrent_calls="1", lock_timeout="1m")) as server,
         grpc.insecure_channel(server.address) as channel,
         ThreadPoolExecutor() as threads,
     ):

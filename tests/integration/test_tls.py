@@ -103,13 +103,13 @@ def calling(
 
 def is_connected(caller: Caller) -> bool:
     """Whether there is a connection, or one can be made: health asks for no credential."""
-    call = health_pb2_grpc.HealthStub(caller.channel).Check.future(health_pb2.HealthCheckRequest(), timeout=10)
+    call = health_pb2_grpc.HealthStub(caller.channel).Check.future(health_pb2.HealthCheckRequest(), timeout=30)
     assert call.code() in (grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE), call
     return bool(call.code() == grpc.StatusCode.OK)
 
 
 def serves(caller: Caller) -> bool:
-    answer = health_pb2_grpc.HealthStub(caller.channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    answer = health_pb2_grpc.HealthStub(caller.channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
     return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
 
@@ -158,7 +158,7 @@ def test_it_speaks_no_tls_older_than_1_2(
     context.set_alpn_protocols(["h2"])
     with ready(database_url, files, **files.tls) as server:
         host, _, port = server.address.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=10) as plain:
+        with socket.create_connection((host, int(port)), timeout=30) as plain:
             if spoken:
                 with context.wrap_socket(plain, server_hostname=host) as connection:
                     assert connection.version() == version.name.replace("_", ".")

@@ -63,7 +63,7 @@ def test_call_metadata_has_one_limit_below_which_no_call_is_refused_and_above_wh
     """gRPC's own two limits leave room between them, in which calls are refused at random."""
 
     def is_refused(size: int) -> bool:
-        call = client.memory.GetMemory.future(READ, metadata=(("filler", "x" * size),), timeout=10)
+        call = client.memory.GetMemory.future(READ, metadata=(("filler", "x" * size),), timeout=30)
         assert call.code() in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED)
         return call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
 
@@ -160,7 +160,7 @@ def test_more_connections_than_the_most_are_closed_at_once_and_those_who_have_on
 def test_a_flood_of_connections_leaves_a_process_files_for_its_database_and_its_metrics(
     database_url: str, tmp_path: Path
 ) -> None:
-    arguments = ["--database-url", database_url, "--metrics-listen", "127.0.0.1:0"]
+    arguments = ["--database-url", database_url, "--metrics-listen", "127.0.0.1:0", "--lock-timeout", "1m"]
     with running(tmp_path, arguments, files=200) as process, grpc.insecure_channel(process.address) as channel:
         caller = Caller(channel)
         caller.call(WRITE)

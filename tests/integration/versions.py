@@ -31,7 +31,7 @@ PACKAGE = "recall.v1"
 MODULES = (session_pb2, memory_pb2, user_pb2, admin_pb2)
 FUTURE = 1000  # number of the fields and enum values to come
 UNHEARD_OF = "unheard of"  # what is in those fields
-DEADLINE = 10.0  # seconds
+DEADLINE = 30.0  # seconds
 
 Files = list[FileDescriptorProto]
 # Calls an RPC by its name, with its request as JSON has it, and returns the responses as JSON has them.

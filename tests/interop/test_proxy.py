@@ -21,7 +21,7 @@ from tests.interop.proxy import Fate, Proxy, dropping
 from tests.served import served
 
 CALLS = 200
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def broken_off(url: str, language: str) -> Iterator[None]:
         yield
         watching.execute(f"select pg_terminate_backend(pid) from {reindexing}".encode())
         with pytest.raises(StorageUnavailable):
-            changing.result(10)
+            changing.result(30)
 
 
 def test_a_change_that_is_killed_before_any_statement_is_done_by_the_next_run(url: str) -> None:

@@ -66,7 +66,7 @@ def test_of_many_that_start_at_once_on_an_empty_database_one_migrates_and_all_su
         asking = "select count(*) from pg_stat_activity where query ~* 'pg_try_advisory_lock|commit'"
         asking += " and application_name = 'recalld migrate' and datname = current_database()"
         wait_until(lambda: connection.execute(asking).fetchone() == (len(starters),), "not all ask for the lock")
-    outputs = [starter.communicate(timeout=30)[0] for starter in starters]
+    outputs = [starter.communicate(timeout=60)[0] for starter in starters]
 
     assert [starter.returncode for starter in starters] == [0] * 4
     assert (

@@ -10,7 +10,7 @@ from recalld.domain import Call
 from recalld.gathering import Gathering, Wish, gather
 from tests.waiting import wait_until
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 class Asked:

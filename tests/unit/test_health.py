@@ -25,7 +25,7 @@ SERVING = HealthCheckResponse.SERVING
 NOT_SERVING = HealthCheckResponse.NOT_SERVING
 
 SERVICES = ("", "a", "b", "c")
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from recalld.services.overload import CallThreads, GatheredCalls, QuickCalls
 from recalld.spare_threads import SpareThreads
 from tests.waiting import wait_until
 
-DEADLINE = 10.0
+DEADLINE = 30.0
 
 
 @pytest.fixture
