@@ -120,7 +120,10 @@ def await_health(address: str, status: int, service: str = "", timeout: float = 
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether a process runs; one that ended may stay a zombie where process 1 does not see to it."""
+    """Whether a process runs; one that ended may stay a zombie where process 1 does not see to it.
+
+    One that was killed can be a zombie while threads of it have yet to end, which hold its files and locks until then.
+    """
     with suppress(psutil.NoSuchProcess):
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+        return process.is_running() and bool(process.status() != psutil.STATUS_ZOMBIE or process.num_threads() > 1)
     return False
