@@ -35,6 +35,7 @@ from recalld.settings import Settings
 from recalld.storage import MigrationError
 from tests.faults.cluster import free_port
 from tests.fuzz.http2 import ACK, END_HEADERS, HEADERS, PING, Connection, call_headers, frame, header_block
+from tests.integration.callers import row_locked
 from tests.postgres import Databases
 from tests.processes import DEADLINE, NOT_SERVING, SERVING, Process, await_health, running, runs, start
 from tests.waiting import wait_until
@@ -66,9 +67,9 @@ def postmaster(data_dir: Path) -> psutil.Process:
     return psutil.Process(int((data_dir / "postgres" / "postmaster.pid").read_text().splitlines()[0]))
 
 
-def add_hello(channel: grpc.Channel) -> None:
+def add_hello(channel: grpc.Channel, session_id: str = "demo") -> None:
     messages = [Message(role="user", content="hello")]
-    MemoryServiceStub(channel).AddMemory(AddMemoryRequest(session_id="demo", messages=messages), timeout=DEADLINE)
+    MemoryServiceStub(channel).AddMemory(AddMemoryRequest(session_id=session_id, messages=messages), timeout=DEADLINE)
 
 
 def settings(url: str, **flags: str) -> Settings:
@@ -401,3 +402,21 @@ def test_purge_shows_what_was_removed(database_url: str, capsys: pytest.CaptureF
         assert capsys.readouterr().out.splitlines()[-1] == "removed 0 sessions, 0 messages, 0 users"
         assert run([*purge, "--session", "demo"]) == 0
         assert capsys.readouterr().out.splitlines()[-1] == "removed 1 sessions, 1 messages, 0 users"
+
+
+def test_purge_that_fails_shows_what_it_removed_all_the_same(
+    database_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with (
+        Server(settings(database_url, lock_timeout="100ms")) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        await_health(server.address, SERVING)
+        for session_id in ("demo", "locked"):
+            add_hello(channel, session_id)
+            SessionServiceStub(channel).DeleteSession(DeleteSessionRequest(session_id=session_id), timeout=DEADLINE)
+        with row_locked(database_url, "default", "locked"):
+            assert run(["purge", "--older-than", "0", "--target", server.address]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[-1] == "removed 1 sessions, 1 messages, 0 users so far"
+    assert shown.err.startswith("recalld: ABORTED: ")

@@ -266,7 +266,7 @@ def _place(error: Exception) -> str:
 
 
 def _show_progress(responses: Iterator[PurgeResponse], *, dry_run: bool) -> None:
-    """Shows what was removed so far: in place on a terminal, otherwise a line now and then."""
+    """Shows what was removed so far: in place on a terminal, otherwise a line now and then, and one at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -277,12 +277,18 @@ def _show_progress(responses: Iterator[PurgeResponse], *, dry_run: bool) -> None
         # How much there is to remove is not known before it is removed: the bar only pulses.
         bar = progress.add_task(verb, total=None)
         last_line = time.monotonic()
-        for response in responses:
-            line = f"{verb} {response.sessions} sessions, {response.messages} messages, {response.users} users"
-            if response.done:
-                console.print(line, markup=False)
-            elif console.is_terminal:
-                progress.update(bar, description=line)
-            elif time.monotonic() - last_line > _LINE_INTERVAL:
-                last_line = time.monotonic()
-                console.print(f"{line} so far", markup=False)
+        so_far = ""
+        try:
+            for response in responses:
+                line = f"{verb} {response.sessions} sessions, {response.messages} messages, {response.users} users"
+                so_far = "" if response.done else f"{line} so far"
+                if response.done:
+                    console.print(line, markup=False)
+                elif console.is_terminal:
+                    progress.update(bar, description=line)
+                elif time.monotonic() - last_line > _LINE_INTERVAL:
+                    last_line = time.monotonic()
+                    console.print(so_far, markup=False)
+        finally:
+            if so_far:  # it failed, or was interrupted
+                console.print(so_far, markup=False)
