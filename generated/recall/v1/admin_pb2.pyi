@@ -66,8 +66,8 @@ Global___PurgeRequest: _TypeAlias = PurgeRequest  # noqa: Y015
 
 @_typing.final
 class PurgeResponse(_message.Message):
-    """PurgeResponse is the progress of AdminService.Purge. The last one has done
-    set; there is always at least one.
+    """PurgeResponse is the progress of AdminService.Purge. A call that succeeds sends
+    at least one, and the last has done set; a call that fails sends none with it.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
